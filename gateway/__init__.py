@@ -1,0 +1,1 @@
+"""Messages from any broker become durable jobs whose effects commit exactly once."""

@@ -1,0 +1,143 @@
+"""What an adapter to a broker must do, and what the gateway does for it."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from gateway.errors import DeliveryError
+from gateway.message import Message
+
+
+class StrictModel(BaseModel):
+    """Base of every configuration model: frozen, no unknown keys, no silent conversion, secrets never in `repr`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True)
+
+
+class ForwardTarget(StrictModel):
+    """Where `gateway.forward` and `gateway.http` send. Braces name captures of the entry's topic or path."""
+
+    connector: str | None = Field(
+        None, description="name of the connector that sends; gateway.forward needs it"
+    )
+    topic: str | None = Field(None, description="topic, destination, hub method or path to send to")
+    key: str | None = Field(None, description="ordering key")
+    url: str | None = Field(None, description="gateway.http: the whole URL to call")
+    method: str = Field("POST", description="gateway.http: HTTP method")
+    headers: dict[str, str] = Field(default_factory=dict, description="headers to add")
+
+
+class InboundEntry(StrictModel):
+    """One source of messages. Connectors add the key that names the source."""
+
+    handler: str = Field(description="name of the handler that runs for each message")
+    priority: int = Field(0, ge=-1_000_000, le=1_000_000, description="higher runs first")
+    max_retries: int | None = Field(
+        None, ge=0, le=1000, description="attempts after the first; default: jobs.max_retries"
+    )
+    metadata: dict[str, Any] = Field(default_factory=dict, description="added to each job's metadata")
+    to: ForwardTarget | None = Field(
+        None, description="target of the built-in handlers gateway.forward and gateway.http"
+    )
+
+
+class ConnectorConfig(StrictModel):
+    """Configuration of one connector. Subclasses add the connection, and narrow `inbound` to their entry."""
+
+    type: str = Field(description="which connector this is")
+    inbound: Sequence[InboundEntry] = Field(default=(), description="what to receive, and who handles it")
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What became of one received message. `job_id` is the job that stands for it, also for a duplicate.
+
+    `duplicate`: its dedupe id was there before, no job was made. `conflict`: and its body was another one.
+    """
+
+    job_id: str
+    duplicate: bool = False
+    conflict: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPosition:
+    """How far a partition has been stored: `next_offset` is the first offset not in the database."""
+
+    topic_id: str
+    next_offset: int
+
+
+class Inbox(ABC):
+    """The gateway's side of a connector: where messages become durable."""
+
+    @abstractmethod
+    def ready(self) -> None:
+        """Say that the broker has confirmed the subscription: a message sent from now on will arrive."""
+
+    @abstractmethod
+    async def receive(self, messages: Sequence[Message], entry: InboundEntry) -> Sequence[Receipt]:
+        """Store messages, in order; one receipt each. Returned: they are durable, acknowledge now.
+
+        Never refuses: it waits while the database is away, which is the back-pressure, and what cannot become a
+        job is stored as a Failed row with its reason. Many calls at once share one commit. If cancelled, do not
+        acknowledge: the messages may or may not have been stored. Raises `Disconnected` if another consumer has
+        moved the source's position meanwhile: nothing of that call was stored.
+        """
+
+    @abstractmethod
+    async def positions(
+        self, cluster: str, topic: str, partitions: Iterable[int]
+    ) -> Mapping[int, StoredPosition]:
+        """Return the stored positions of a log's partitions; a partition never stored is left out.
+
+        What is returned is what this life of the connector holds from now on: `receive` moves it by
+        compare-and-set.
+        """
+
+
+Guarantee = Literal["exactly-once", "at-least-once", "at-most-once"]
+
+ConfigT = TypeVar("ConfigT", bound=ConnectorConfig)
+
+
+class Connector(ABC, Generic[ConfigT]):
+    """One connection to one broker, inbound and outbound.
+
+    The gateway makes it from its `config_class`, runs it, and runs it again (the same object, or a new one) after
+    a jittered pause whenever `run` raises. So an adapter has no reconnect loop.
+    """
+
+    config_class: ClassVar[type[ConnectorConfig]]
+    guarantee: ClassVar[Guarantee] = "at-least-once"
+    """How often a received message is stored: printed at start, by `gateway check` and in `/health`."""
+    protocol: ClassVar[str]
+    """What stands in a job's `protocol` column."""
+
+    def __init__(self, config: ConfigT, *, name: str) -> None:
+        self.config = config
+        self.name = name
+
+    @abstractmethod
+    async def run(self, inbox: Inbox) -> None:
+        """Live once: connect, subscribe, `inbox.ready()`, then `await inbox.receive(...)` until cancelled.
+
+        Acknowledge a message only after its `receive` returned. Raise `Disconnected` when the broker cannot be
+        reached or goes away, with a reason a person can act on. Leave no task, thread or socket behind, however
+        it ends.
+        """
+
+    async def publish(self, message: Message) -> str | None:
+        """Hand over one message; return once the broker has confirmed it, with its answer if it gave one.
+
+        Called many times at once, and only between `ready` and the end of `run`. `message.message_id` goes along.
+        Raises `DeliveryError` if the broker did not take it, or outside `run`.
+        """
+        raise DeliveryError(f"a connector of type {self.protocol} does not publish", permanent=True)
+
+    async def check(self) -> str:
+        """Connect as `run` would, consume nothing, and say in one line what answered. Raises `Disconnected`."""
+        return "not checked"

@@ -1,0 +1,125 @@
+"""Everything the gateway raises, and what a handler may raise to steer its job.
+
+GatewayError
+├── ConfigError            the configuration has mistakes; carries all of them
+├── PluginNotFound         no connector, handler or coordinator of that name is installed
+├── Disconnected           a connector lost its broker; the supervisor runs it again
+├── DeliveryError          a broker did not take a message
+├── StoreError
+│   ├── StoreUnavailable   the database cannot be reached or refuses for now; try again later
+│   ├── CommitUnknown      the connection was lost during COMMIT; read back before deciding
+│   ├── LeaseLost          the job is no longer held by this claim; nothing of it was written
+│   ├── TransactionRefused a handler tried to end or break its job's transaction
+│   ├── TransactionPoisoned a database error was swallowed; the commit is refused
+│   └── MigrationError     the schema has another version, or cannot be migrated
+├── PayloadError           a body, result or parameter cannot be encoded or decoded
+├── HandlerTimeout         a handler took longer than its timeout
+└── raised by handlers
+    ├── Retry              run this job again later
+    ├── Discard            this job can never succeed: Failed, without more attempts
+    └── Cancel             this job is no longer wanted: Cancelled
+"""
+
+from collections.abc import Sequence
+
+
+class GatewayError(Exception):
+    """Base of every error the gateway raises on purpose."""
+
+
+class ConfigError(GatewayError):
+    """The configuration has mistakes. `mistakes` holds each as one readable line with file and line number."""
+
+    def __init__(self, mistakes: Sequence[str]) -> None:
+        super().__init__("\n".join(mistakes))
+        self.mistakes = tuple(mistakes)
+
+
+class PluginNotFound(GatewayError):  # noqa: N818 - reads as what happened
+    """No plug-in of that name is installed. The text suggests the nearest name or the extra to install."""
+
+
+class Disconnected(GatewayError):  # noqa: N818 - reads as what happened
+    """A connector lost its broker, or could not reach it. Its supervisor runs it again after a pause."""
+
+
+class DeliveryError(GatewayError):
+    """A broker did not confirm a message.
+
+    `permanent` says that trying again cannot help; `retry_after` (seconds) is the receiver's own wish;
+    `response` is what it answered, already capped, kept in the job's history.
+    """
+
+    def __init__(
+        self,
+        text: str,
+        *,
+        permanent: bool = False,
+        retry_after: float | None = None,
+        response: str | None = None,
+    ) -> None:
+        super().__init__(text)
+        self.permanent = permanent
+        self.retry_after = retry_after
+        self.response = response
+
+
+class StoreError(GatewayError):
+    """Something about the database. Its subclasses say whether trying again can help."""
+
+
+class StoreUnavailable(StoreError):  # noqa: N818 - reads as what happened
+    """The database cannot be reached, is overloaded, or refuses for now. Nothing was committed."""
+
+
+class CommitUnknown(StoreError):  # noqa: N818 - reads as what happened
+    """The answer to COMMIT was lost: the transaction may or may not have been committed."""
+
+
+class LeaseLost(StoreError):  # noqa: N818 - reads as what happened
+    """Another claim holds the job by now, or it is finished or cancelled. The transaction was rolled back."""
+
+
+class TransactionRefused(StoreError):  # noqa: N818 - reads as what happened
+    """A handler tried to commit, roll back, run DDL or otherwise leave its job's transaction."""
+
+
+class TransactionPoisoned(StoreError):  # noqa: N818 - reads as what happened
+    """A database error happened in the job's transaction and was swallowed; only `savepoint()` may survive one."""
+
+
+class MigrationError(StoreError):
+    """The schema is missing, older or newer than this program, or its migration failed."""
+
+
+class PayloadError(GatewayError):
+    """A body, result or parameter cannot be encoded or decoded. Permanent: trying again gives the same."""
+
+
+class HandlerTimeout(GatewayError):  # noqa: N818 - reads as what happened
+    """A handler took longer than its timeout. Its writes were rolled back."""
+
+
+class Retry(GatewayError):  # noqa: N818 - an instruction, not an error
+    """Raised by a handler: roll back and run this job again, after `delay` seconds (None: the usual back-off).
+
+    Uses one attempt, as any failure does.
+    """
+
+    def __init__(self, reason: str = "the handler asked for a retry", *, delay: float | None = None) -> None:
+        super().__init__(reason)
+        self.delay = delay
+
+
+class Discard(GatewayError):  # noqa: N818 - an instruction, not an error
+    """Raised by a handler: roll back; the job ends as Failed with this reason, without more attempts."""
+
+    def __init__(self, reason: str = "discarded by the handler") -> None:
+        super().__init__(reason)
+
+
+class Cancel(GatewayError):  # noqa: N818 - an instruction, not an error
+    """Raised by a handler: roll back; the job ends as Cancelled with this reason."""
+
+    def __init__(self, reason: str = "cancelled by the handler") -> None:
+        super().__init__(reason)

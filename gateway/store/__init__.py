@@ -1,0 +1,6 @@
+"""The only place with SQL: the verbs on jobs, each one atomic on every database.
+
+Nobody else imports a driver or writes SQL. A verb is one transaction unless its text says otherwise; times are the
+database's own. Every verb raises `StoreUnavailable` when the database is away (nothing was written) and has a
+deadline of its own; a lost COMMIT is resolved inside, by reading back.
+"""
