@@ -20,9 +20,7 @@ class StrictModel(BaseModel):
 class ForwardTarget(StrictModel):
     """Where `gateway.forward` and `gateway.http` send. Braces name captures of the entry's topic or path."""
 
-    connector: str | None = Field(
-        None, description="name of the connector that sends; gateway.forward needs it"
-    )
+    connector: str | None = Field(None, description="name of the connector that sends; gateway.forward needs it")
     topic: str | None = Field(None, description="topic, destination, hub method or path to send to")
     key: str | None = Field(None, description="ordering key")
     url: str | None = Field(None, description="gateway.http: the whole URL to call")
@@ -89,9 +87,7 @@ class Inbox(ABC):
         """
 
     @abstractmethod
-    async def positions(
-        self, cluster: str, topic: str, partitions: Iterable[int]
-    ) -> Mapping[int, StoredPosition]:
+    async def positions(self, cluster: str, topic: str, partitions: Iterable[int]) -> Mapping[int, StoredPosition]:
         """Return the stored positions of a log's partitions; a partition never stored is left out.
 
         What is returned is what this life of the connector holds from now on: `receive` moves it by

@@ -101,9 +101,7 @@ class Message:
             key=None if metadata.get("key") is None else _unpack(metadata["key"]),
             headers=_headers(metadata.get("headers")),
             content_type=_optional_text(metadata.get("content_type")),
-            parameters={str(k): str(v) for k, v in parameters.items()}
-            if isinstance(parameters, dict)
-            else {},
+            parameters={str(k): str(v) for k, v in parameters.items()} if isinstance(parameters, dict) else {},
             position=_position(position),
             dedupe_id=_optional_text(metadata.get("dedupe_id")),
             timestamp=_timestamp(timestamp),

@@ -77,12 +77,17 @@ def decide(
             return Discard(text)
         case errors.DeliveryError(permanent=True):
             return Discard(text)
+        case _:
+            return _retry_or_discard(job, error, text, policy, jitter)
+
+
+def _retry_or_discard(
+    job: QueueJob, error: BaseException, text: str, policy: RetryPolicy, jitter: float
+) -> Retry | Discard:
     if job.retry_count >= job.max_retries:
         return Discard(text)
     wish = error.delay if isinstance(error, errors.Retry) else getattr(error, "retry_after", None)
-    delay = (
-        policy.wait(job.retry_count, jitter) if not isinstance(wish, int | float) else max(0.0, float(wish))
-    )
+    delay = policy.wait(job.retry_count, jitter) if not isinstance(wish, int | float) else max(0.0, float(wish))
     return Retry(delay, text)
 
 
@@ -107,7 +112,7 @@ def describe(error: BaseException) -> str:
     name = type(error).__name__
     try:
         text = str(error)
-    except Exception as broken:  # an error that cannot be printed is still an error
+    except Exception as broken:  # noqa: BLE001 - an error that cannot be printed is still an error
         text = f"(its text cannot be read: {type(broken).__name__})"
     whole = name if not text else text if isinstance(error, errors.GatewayError) else f"{name}: {text}"
     safe = whole.replace("\x00", "\ufffd").encode("utf-8", "replace").decode()
