@@ -1,0 +1,132 @@
+"""Fixtures for every test: a fresh database each, on servers that all test processes share.
+
+A server is started when the first test asks for it, by whichever process comes first, and stops with the process
+that runs the whole session. `TEST_POSTGRESQL_URL` and `TEST_MARIADB_URL` name servers that run already.
+A service that is not installed skips its tests, and fails them when `CI` is set.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.databases import fresh_database
+from tests.services import Server, ServiceMissing, make
+
+SHARED = "GATEWAY_TEST_SERVICES"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the folder in which this session's processes find its servers; the workers inherit its name."""
+    if not hasattr(config, "workerinput"):
+        os.environ[SHARED] = tempfile.mkdtemp(prefix="gateway-tests-")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Stop the servers."""
+    if hasattr(config, "workerinput") or SHARED not in os.environ:
+        return
+    folder = Path(os.environ.pop(SHARED))
+    for pid in [int(path.read_text()) for path in folder.glob("*.pid")]:
+        try:
+            os.kill(pid, signal.SIGTERM)
+        except ProcessLookupError:
+            continue
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def server_url(name: str) -> str:
+    """Return the address of the session's server of that name, started now if nobody did before."""
+    if given := os.environ.get(f"TEST_{name.upper()}_URL"):
+        return given
+    folder = Path(os.environ[SHARED])
+    with (folder / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        address = folder / f"{name}.json"
+        if not address.exists():
+            address.write_text(_start(name, folder))
+    return str(json.loads(address.read_text())[name])
+
+
+def _start(name: str, folder: Path) -> str:
+    session = _session_process()
+    with (folder / f"{name}.log").open("wb") as log:
+        launcher = subprocess.Popen(
+            [sys.executable, "-m", "tests.services", name, "--parent", str(session)],
+            cwd=Path(__file__).parent.parent,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            start_new_session=True,
+        )
+    assert launcher.stdout is not None
+    (folder / f"{name}.pid").write_text(str(launcher.pid))
+    line = launcher.stdout.readline().decode()
+    launcher.stdout.close()
+    launcher.returncode = 0  # it outlives this process on purpose, which subprocess would warn about
+    if not line:
+        missing((folder / f"{name}.log").read_text())
+    return line
+
+
+def _session_process() -> int:
+    """Return the process that ends last: with workers their parent, else this one."""
+    return os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
+
+
+def missing(reason: str) -> None:
+    """Skip the test, or fail it where every service must be there."""
+    if os.environ.get("CI"):
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'gateway.db'}"
+
+
+@pytest.fixture
+def postgresql_url() -> Iterator[str]:
+    with fresh_database(server_url("postgresql")) as url:
+        yield url
+
+
+@pytest.fixture
+def mariadb_url() -> Iterator[str]:
+    with fresh_database(server_url("mariadb")) as url:
+        yield url
+
+
+@pytest.fixture(
+    params=[
+        "sqlite",
+        pytest.param("postgresql", marks=pytest.mark.database),
+        pytest.param("mariadb", marks=pytest.mark.database),
+    ]
+)
+def database_url(request: pytest.FixtureRequest) -> str:
+    """A fresh, empty database of each kind in turn."""
+    return str(request.getfixturevalue(f"{request.param}_url"))
+
+
+@pytest.fixture(params=["postgresql", "mariadb"])
+def own_server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    """A database server of the test's own, to be stopped, killed and started again."""
+    try:
+        server = make(request.param)
+    except ServiceMissing as reason:
+        missing(str(reason))
+        raise
+    try:
+        yield server.start()
+    finally:
+        server.remove()
