@@ -23,7 +23,6 @@ from typing import ClassVar, Self
 
 from tests import downloads
 
-
 NAMES = ("postgresql", "mariadb", "mysql8", *downloads.POSTGRESQL)
 
 
