@@ -7,6 +7,7 @@ GatewayError
 ├── DeliveryError          a broker did not take a message
 ├── StoreError
 │   ├── StoreUnavailable   the database cannot be reached or refuses for now; try again later
+│   ├── DataRefused        the database will never take these values; bisect to find them
 │   ├── CommitUnknown      the connection was lost during COMMIT; read back before deciding
 │   ├── LeaseLost          the job is no longer held by this claim; nothing of it was written
 │   ├── TransactionRefused a handler tried to end or break its job's transaction
@@ -70,6 +71,10 @@ class StoreError(GatewayError):
 
 class StoreUnavailable(StoreError):  # noqa: N818 - reads as what happened
     """The database cannot be reached, is overloaded, or refuses for now. Nothing was committed."""
+
+
+class DataRefused(StoreError):  # noqa: N818 - reads as what happened
+    """The data itself was refused (encoding, length, constraint, …); nothing was committed. Bisect to find it."""
 
 
 class CommitUnknown(StoreError):  # noqa: N818 - reads as what happened
