@@ -1,0 +1,1 @@
+"""Handlers that leave a trace in a ledger, well-behaved ones and abusive ones."""
