@@ -1,0 +1,103 @@
+"""The outside world: clients that repeat until they are answered, and a receiver that remembers what it got."""
+
+import asyncio
+import json
+import secrets
+from types import TracebackType
+from typing import Any, Self
+
+import aiohttp
+from aiohttp import web
+
+from tests.services import free_port
+
+
+class Client:
+    """Posts messages, each under a key of its own, and repeats a message until it is accepted.
+
+    `accepted` maps each key to the job id of the answer; an answer that differs from an earlier one is a failure.
+    """
+
+    def __init__(self, base: str) -> None:
+        self.base = base
+        self.accepted: dict[str, str] = {}
+        self.repeated = 0
+        self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=20))
+
+    async def post(self, path: str, body: dict[str, Any] | None = None) -> str:
+        """Return the job's id once the message was accepted, however often that takes."""
+        key = secrets.token_hex(8)
+        data = json.dumps({"key": key, **(body or {})})
+        while True:
+            answer = await self._once(path, key, data)
+            if answer is not None:
+                assert self.accepted.setdefault(key, answer) == answer, f"{key} got two jobs"
+                return answer
+            self.repeated += 1
+            await asyncio.sleep(0.02)
+
+    async def _once(self, path: str, key: str, data: str) -> str | None:
+        headers = {"Idempotency-Key": key, "Content-Type": "application/json"}
+        try:
+            async with self._session.post(self.base + path, data=data, headers=headers) as response:
+                if response.status == 503:
+                    return None
+                assert response.status == 202, f"{response.status}: {await response.text()}"
+                return str((await response.json())["job_id"])
+        except (aiohttp.ClientError, TimeoutError):
+            return None
+
+    async def flood(self, path: str, bodies: list[dict[str, Any]], *, clients: int = 16, pause: float = 0) -> None:
+        """Post all of them, `clients` at a time, each waiting `pause` seconds between two messages."""
+        waiting = iter(bodies)
+
+        async def one() -> None:
+            for body in waiting:
+                await self.post(path, body)
+                await asyncio.sleep(pause)
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(clients):
+                group.create_task(one())
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._session.close()
+
+
+class Receiver:
+    """An HTTP server that the gateway publishes to. `received` are the message ids, repeats included.
+
+    Every `refuse_every`-th request is answered with 503, after the message was noted: the sender must repeat it.
+    """
+
+    def __init__(self, *, refuse_every: int = 0) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.received: list[str] = []
+        self.bodies: list[Any] = []
+        self._refuse_every = refuse_every
+
+    async def _receive(self, request: web.Request) -> web.Response:
+        self.bodies.append(await request.json())
+        self.received.append(request.headers["Idempotency-Key"])
+        if self._refuse_every and len(self.received) % self._refuse_every == 0:
+            return web.Response(status=503)
+        return web.Response(status=204)
+
+    async def __aenter__(self) -> Self:
+        application = web.Application()
+        application.router.add_post("/{path:.*}", self._receive)
+        self._runner = web.AppRunner(application, access_log=None)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", self.port).start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._runner.cleanup()
