@@ -81,6 +81,14 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f", did you mean '{by_folded[near[0]]}'?" if near else ""
 
 
+def listed(known: Iterable[str], most: int = 20) -> str:
+    """Return names as a person wants to read them, sorted, not more than a line or two."""
+    all_names = sorted(known)
+    return (
+        ", ".join(all_names[:most]) + (f" and {len(all_names) - most} more" if len(all_names) > most else "") or "none"
+    )
+
+
 def _unknown(kind: str, name: str, entries: EntryPoints, known: Iterable[str]) -> str:
     what = f"no {kind} named '{name}' is installed"
     suggestion = did_you_mean(name, known)
@@ -89,7 +97,7 @@ def _unknown(kind: str, name: str, entries: EntryPoints, known: Iterable[str]) -
     commands = {_install(entry, name) for entry in entries if name in _extras(entry)}
     if kind == "connector" and commands:
         return f"{what}: {' or '.join(sorted(commands))}"
-    return f"{what}, there are: {', '.join(sorted(known)) or 'none'}"
+    return f"{what}, there are: {listed(known)}"
 
 
 def _import(target: str, what: str, hint: str = "") -> object:
