@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
 from gateway_example.ledger import metadata
+from tests.system.waiting import until
 
 DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg", "mysql": "mysql+asyncmy"}
 
@@ -39,6 +40,19 @@ class Database:
     async def execute(self, statement: str, parameters: Sequence[Mapping[str, Any]] = ({},)) -> None:
         async with self._engine.begin() as connection:
             await connection.execute(text(statement), list(parameters))
+
+    async def rest(self, within: float = 60) -> None:
+        """Wait until every job has come to its end."""
+        unfinished = "SELECT count(*) FROM queue_jobs WHERE statusid NOT IN (3, 4, 6)"
+
+        async def is_at_rest() -> bool:
+            return int(await self.value(unfinished)) == 0
+
+        try:
+            await until(is_at_rest, within=within, what="every job has come to its end", every=0.1)
+        except AssertionError as error:
+            left = await self.rows("SELECT * FROM queue_jobs WHERE statusid NOT IN (3, 4, 6) LIMIT 3")
+            raise AssertionError(f"{error}: {await self.value(unfinished)} have not, as {left}") from None
 
     async def __aenter__(self) -> Self:
         return self

@@ -13,6 +13,7 @@ import aiohttp
 import yaml
 
 from tests.services import free_port
+from tests.system.database import Database
 from tests.system.waiting import until
 
 GATEWAY = (sys.executable, "-m", "gateway")
@@ -26,24 +27,31 @@ HANDLERS = (
 class Gateway:
     """One instance with an HTTP listener that has a path for each example handler: `/effect`, `/slow`, …"""
 
-    def __init__(self, folder: Path, database: str, *, name: str = "one", out: str | None = None, **jobs: Any) -> None:
+    def __init__(
+        self, folder: Path, database: str, *, name: str = "one", out: str | None = None, grace: float = 10, **jobs: Any
+    ) -> None:
         self.name = name
         self.web = f"http://127.0.0.1:{free_port()}"
         self.admin = f"http://127.0.0.1:{free_port()}"
         self.config = folder / f"{name}.yaml"
         self.log = folder / f"{name}.log"
         self._process: subprocess.Popen[bytes] | None = None
-        self.config.write_text(yaml.safe_dump(self._settings(database, out, jobs)))
+        self.config.write_text(yaml.safe_dump(self._settings(database, out, grace, jobs)))
 
-    def _settings(self, database: str, out: str | None, jobs: Mapping[str, Any]) -> dict[str, Any]:
+    def _settings(self, database: str, out: str | None, grace: float, jobs: Mapping[str, Any]) -> dict[str, Any]:
         web = {
             "type": "http",
             "listen": self.web.removeprefix("http://"),
+            "max_body": 32 * 1024 * 1024,
             "inbound": [{"path": f"/{name}", "handler": f"example.{name}"} for name in HANDLERS],
         }
         connectors = {"web": web, **({"out": {"type": "http", "url": out}} if out else {})}
         return {
-            "gateway": {"name": self.name, "admin": {"listen": self.admin.removeprefix("http://")}},
+            "gateway": {
+                "name": self.name,
+                "grace": grace,
+                "admin": {"listen": self.admin.removeprefix("http://")},
+            },
             "database": {"url": database},
             "jobs": {"workers": 8, "poll_interval": 1, "retry_delay": 0.05, "lease": 5, **jobs},
             "connectors": connectors,
@@ -58,6 +66,11 @@ class Gateway:
         )  # fmt: skip
         assert done.returncode == 0, f"gateway {' '.join(arguments)}: {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done.stdout
+
+    async def prepare(self, database: Database) -> None:
+        """Bring the schema and the example's ledger into an empty database."""
+        self.command("migrate")
+        await database.create_ledger()
 
     def start(self, **environment: str) -> None:
         with self.log.open("ab") as log:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import secrets
+from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Any, Self
 
@@ -47,12 +48,14 @@ class Client:
         except (aiohttp.ClientError, TimeoutError):
             return None
 
-    async def flood(self, path: str, bodies: list[dict[str, Any]], *, clients: int = 16, pause: float = 0) -> None:
-        """Post all of them, `clients` at a time, each waiting `pause` seconds between two messages."""
-        waiting = iter(bodies)
+    async def flood(
+        self, messages: Iterable[tuple[str, dict[str, Any]]], *, clients: int = 16, pause: float = 0.02
+    ) -> None:
+        """Post all of them (path, body), `clients` at a time, each waiting `pause` seconds between two messages."""
+        waiting = iter(messages)
 
         async def one() -> None:
-            for body in waiting:
+            for path, body in waiting:
                 await self.post(path, body)
                 await asyncio.sleep(pause)
 
@@ -101,3 +104,20 @@ class Receiver:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._runner.cleanup()
+
+
+class Load:
+    """An endless stream of messages of several kinds, until `stop`."""
+
+    def __init__(self, *messages: tuple[str, dict[str, Any]]) -> None:
+        self._messages = messages
+        self._on = True
+
+    def stop(self) -> None:
+        self._on = False
+
+    def __iter__(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        count = 0
+        while self._on:
+            yield self._messages[count % len(self._messages)]
+            count += 1

@@ -1,0 +1,103 @@
+"""A stop loses nothing and costs no attempt."""
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.system.database import Database
+from tests.system.process import Gateway, run_for
+from tests.system.strangers import Client
+from tests.system.waiting import until
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+
+
+async def status(database: Database, job_id: str) -> int:
+    return int(await database.value("SELECT statusid FROM queue_jobs WHERE id = :id", id=job_id))
+
+
+async def begin(gateway: Gateway, database: Database, path: str, seconds: float) -> str:
+    """Start a job that takes so long; return its id once it runs."""
+    async with Client(gateway.web) as client:
+        job_id = await client.post(path, {"seconds": seconds})
+
+    async def runs() -> bool:
+        return await status(database, job_id) == 2
+
+    await until(runs, within=10, what="the job runs")
+    return job_id
+
+
+async def test_sigterm_lets_a_running_job_finish(database_url: str, tmp_path: Path) -> None:
+    async with Database(database_url) as database:
+        gateway = Gateway(tmp_path, database_url, grace=20)
+        await gateway.prepare(database)
+        try:
+            gateway.start()
+            await gateway.ready()
+            job_id = await begin(gateway, database, "/slow", 1.5)
+            assert await gateway.stop() == 0, gateway.tail()
+        finally:
+            gateway.kill()
+        assert await status(database, job_id) == 3
+
+
+@pytest.mark.parametrize("path", ["/slow", "/stubborn", "/blocking"])
+async def test_a_job_that_outlasts_the_grace_is_released_without_using_an_attempt(
+    sqlite_url: str, tmp_path: Path, path: str
+) -> None:
+    async with Database(sqlite_url) as database:
+        gateway = Gateway(tmp_path, sqlite_url, grace=0.5)
+        await gateway.prepare(database)
+        try:
+            gateway.start()
+            await gateway.ready()
+            job_id = await begin(gateway, database, path, 6)
+            assert await gateway.stop(within=8) == 0, gateway.tail()
+            if path == "/slow":
+                assert await status(database, job_id) in (0, 1)
+            assert await database.value("SELECT count(*) FROM effects") == 0
+            gateway.start()
+            await database.rest()
+        finally:
+            gateway.kill()
+        (row,) = await database.rows("SELECT statusid, retrycount FROM queue_jobs")
+        assert row == {"statusid": 3, "retrycount": 0}
+
+
+async def test_a_second_sigterm_ends_at_once(sqlite_url: str, tmp_path: Path) -> None:
+    async with Database(sqlite_url) as database:
+        gateway = Gateway(tmp_path, sqlite_url, grace=60)
+        await gateway.prepare(database)
+        try:
+            gateway.start()
+            await gateway.ready()
+            job_id = await begin(gateway, database, "/slow", 30)
+            gateway.signal(signal.SIGTERM)
+
+            async def intake_stopped() -> bool:
+                return not await gateway.answers("/ready")
+
+            await until(intake_stopped, within=5, what="it stops its intake")
+            assert gateway.code is None, "it did not wait for its job"
+            gateway.signal(signal.SIGTERM)
+            await gateway.ended(within=5)
+        finally:
+            gateway.kill()
+        assert await status(database, job_id) != 3
+        assert await database.value("SELECT retrycount FROM queue_jobs") == 0
+
+
+@pytest.mark.parametrize("after", [0.15, 0.3, 0.5, 0.8, 1.2])
+async def test_sigterm_while_it_starts_ends_it(sqlite_url: str, tmp_path: Path, after: float) -> None:
+    gateway = Gateway(tmp_path, sqlite_url)
+    try:
+        gateway.start()
+        await run_for(after)
+        gateway.signal(signal.SIGTERM)
+        code = await gateway.ended(within=10)
+    finally:
+        gateway.kill()
+    assert code in (0, -signal.SIGTERM), gateway.tail()
+    assert "Traceback" not in gateway.tail()
