@@ -19,11 +19,13 @@ from datetime import UTC, datetime
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from sqlalchemy import URL, make_url
+from sqlalchemy import URL
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.errors import CommitUnknown, DataRefused, StoreError, StoreUnavailable
 from gateway.store.script import Deferred, Result, Script, Sql, T
+from gateway.store.url import engine_url
 
 if TYPE_CHECKING:
     from gateway.store.transaction import JobTransaction
@@ -43,7 +45,7 @@ class Dialect:
     now: str
     """The database's UTC time at the start of the statement, to the microsecond where it has that."""
     placeholder: Callable[[int], str]
-    """The n-th parameter, from 1. Only PostgreSQL lets them be used out of order; in MySQL's text a literal % is doubled."""
+    """The n-th parameter, from 1. Only PostgreSQL may use them out of order; in MySQL's text a literal % is doubled."""
     later: Callable[[str], str]
     """`now` plus that many seconds (a float, may be negative), given as SQL, usually a placeholder."""
     age: Callable[[str], str]
@@ -74,7 +76,8 @@ class Dialect:
             return None
         if isinstance(value, str):
             value = datetime.fromisoformat(value)
-        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+        moment: datetime = value
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
 
 
 class Fault(Enum):
@@ -132,15 +135,31 @@ async def drive(script: Script[T], execute: Callable[[Sql | Deferred], Awaitable
 
 
 class Wire(ABC):
-    """One kind of raw driver connection: how to speak to it. Stateless."""
+    """One kind of raw driver connection: how to speak to it. Stateless; raises the driver's own errors."""
 
     @abstractmethod
     def fault(self, error: BaseException) -> Fault:
-        """Say what an error means. Also takes SQLAlchemy's wrapping of it."""
+        """Say what an error means. Takes SQLAlchemy's wrapping of it, too."""
 
     @abstractmethod
-    async def execute(self, raw: Any, sql: Sql, seconds: float) -> Result:
-        """Execute one statement within so many `seconds`. Raises the driver's own errors or `TimeoutError`."""
+    def ends(self, error: BaseException) -> bool:
+        """Say whether the database has rolled the whole transaction back by itself, savepoints and all."""
+
+    @abstractmethod
+    async def execute(self, raw: Any, sql: Sql) -> Result:
+        """Execute one statement."""
+
+    @abstractmethod
+    async def begin(self, raw: Any) -> None:
+        """Begin a transaction."""
+
+    @abstractmethod
+    async def commit(self, raw: Any) -> None:
+        """Commit. Raises if the database rolled back instead."""
+
+    @abstractmethod
+    async def rollback(self, raw: Any) -> None:
+        """Roll back. Does nothing outside a transaction."""
 
     @abstractmethod
     def in_transaction(self, raw: Any) -> bool:
@@ -149,6 +168,15 @@ class Wire(ABC):
     @abstractmethod
     def terminate(self, raw: Any) -> None:
         """Drop the connection at once, without a word to the server. Never waits, never raises."""
+
+
+def original(error: BaseException) -> BaseException:
+    """Return the driver's own error inside SQLAlchemy's wrapping."""
+    if isinstance(error, DBAPIError) and error.orig is not None:
+        error = error.orig
+        if error.__cause__ is not None:
+            return error.__cause__
+    return error
 
 
 class Presence(ABC):
@@ -229,9 +257,9 @@ class Driver(ABC):
         """Give every connection back. Bounded."""
 
 
-async def open_driver(url: str | URL, *, pool_size: int = 10, statement_timeout: float = 10.0) -> Driver:
+async def open_driver(url: str, *, pool_size: int = 10, statement_timeout: float = 10.0) -> Driver:
     """Open the database a URL names: `sqlite:///file.db`, `postgresql://…`, `mysql://…` or `mariadb://…`."""
-    parsed = make_url(url)
+    parsed = engine_url(url)
     driver: type[Driver]
     match parsed.get_backend_name():
         case "sqlite":
@@ -242,10 +270,8 @@ async def open_driver(url: str | URL, *, pool_size: int = 10, statement_timeout:
             from gateway.store.postgresql import PostgresqlDriver
 
             driver = PostgresqlDriver
-        case "mysql" | "mariadb":
+        case _:
             from gateway.store.mysql import MysqlDriver
 
             driver = MysqlDriver
-        case other:
-            raise StoreError(f"no database driver for {other!r}: use sqlite, postgresql, mysql or mariadb")
     return await driver.open(parsed, pool_size=pool_size, statement_timeout=statement_timeout)
