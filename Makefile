@@ -41,7 +41,7 @@ check:
 
 soak:
 	@.ci/setup services
-	@CI=1 SOAK_SECONDS=$(SOAK_SECONDS) $(PYTEST) --timeout 0 -m "slow or soak" tests
+	@CI=1 SOAK_SECONDS=$(SOAK_SECONDS) $(PYTEST) --timeout 0 -m "slow or database" tests
 
 bench:
 	@.ci/setup services

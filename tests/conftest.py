@@ -19,9 +19,11 @@ from pathlib import Path
 import pytest
 
 from tests.databases import fresh_database
-from tests.services import Server, ServiceMissing, make
+from tests.services import NAMES, Server, ServiceMissing, make
 
 SHARED = "GATEWAY_TEST_SERVICES"
+SERVERS = NAMES if "SOAK_SECONDS" in os.environ else ("postgresql", "mariadb")
+"""Every test of all databases runs on these; a soak adds older and newer versions."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -106,19 +108,24 @@ def mariadb_url() -> Iterator[str]:
         yield url
 
 
-@pytest.fixture(
-    params=[
-        "sqlite",
-        pytest.param("postgresql", marks=pytest.mark.database),
-        pytest.param("mariadb", marks=pytest.mark.database),
-    ]
-)
-def database_url(request: pytest.FixtureRequest) -> str:
+@pytest.fixture(params=["sqlite", *(pytest.param(name, marks=pytest.mark.database) for name in SERVERS)])
+def database_url(request: pytest.FixtureRequest) -> Iterator[str]:
     """A fresh, empty database of each kind in turn."""
-    return str(request.getfixturevalue(f"{request.param}_url"))
+    if request.param == "sqlite":
+        yield str(request.getfixturevalue("sqlite_url"))
+        return
+    with fresh_database(server_url(request.param)) as url:
+        yield url
 
 
-@pytest.fixture(params=["postgresql", "mariadb"])
+@pytest.fixture(params=SERVERS)
+def server_database_url(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A fresh, empty database that several processes can share, on each kind of server in turn."""
+    with fresh_database(server_url(request.param)) as url:
+        yield url
+
+
+@pytest.fixture(params=SERVERS)
 def own_server(request: pytest.FixtureRequest) -> Iterator[Server]:
     """A database server of the test's own, to be stopped, killed and started again."""
     try:

@@ -18,21 +18,17 @@ JOBS = 5000
 pytestmark = [pytest.mark.slow, pytest.mark.database, pytest.mark.timeout(300)]
 
 
-@pytest.fixture(params=["postgresql", "mariadb"])
-def shared_url(request: pytest.FixtureRequest) -> str:
-    """A database that several processes can share."""
-    return str(request.getfixturevalue(f"{request.param}_url"))
-
-
 async def insert_jobs(database: Database, handler: str, count: int, body: dict[str, Any]) -> None:
     """Insert jobs as a SQL user does."""
     rows = [{"id": str(uuid.uuid4()), "handler": handler, "payload": json.dumps(body)} for _ in range(count)]
     await database.execute("INSERT INTO queue_jobs (id, handler, payload) VALUES (:id, :handler, :payload)", rows)
 
 
-async def test_two_processes_run_each_of_5000_jobs_once_though_one_is_killed(shared_url: str, tmp_path: Path) -> None:
-    one, two = Gateway(tmp_path, shared_url, name="one"), Gateway(tmp_path, shared_url, name="two")
-    async with Database(shared_url) as database:
+async def test_two_processes_run_each_of_5000_jobs_once_though_one_is_killed(
+    server_database_url: str, tmp_path: Path
+) -> None:
+    one, two = Gateway(tmp_path, server_database_url, name="one"), Gateway(tmp_path, server_database_url, name="two")
+    async with Database(server_database_url) as database:
         await one.prepare(database)
         await insert_jobs(database, "example.effect", JOBS // 2, {})
         await insert_jobs(database, "example.deferred", JOBS // 2, {})
@@ -59,11 +55,14 @@ async def test_two_processes_run_each_of_5000_jobs_once_though_one_is_killed(sha
 
 
 async def test_the_jobs_of_a_killed_process_run_on_the_other_at_once(
-    shared_url: str, tmp_path: Path, record_property: Any
+    server_database_url: str, tmp_path: Path, record_property: Any
 ) -> None:
-    victim, heir = Gateway(tmp_path, shared_url, name="victim"), Gateway(tmp_path, shared_url, name="heir")
+    victim, heir = (
+        Gateway(tmp_path, server_database_url, name="victim"),
+        Gateway(tmp_path, server_database_url, name="heir"),
+    )
     claimed = "SELECT id FROM queue_jobs WHERE statusid = 2 AND claimedby LIKE 'victim/%'"
-    async with Database(shared_url) as database:
+    async with Database(server_database_url) as database:
         await victim.prepare(database)
         await insert_jobs(database, "example.slow", 8, {"seconds": 4})
 
