@@ -6,6 +6,7 @@ They lie under `~/.cache/ingestion-gateway` (or `$XDG_CACHE_HOME`), and only `ma
 import os
 import shutil
 import subprocess
+import sys
 import tarfile
 import tempfile
 import zipfile
@@ -59,7 +60,7 @@ def _readable(home: Path) -> Path:
 def _fetch(artifact: str, folder: Path) -> Path:
     subprocess.run(
         ["mvn", "-q", "-B", "dependency:copy", f"-Dartifact={artifact}", f"-DoutputDirectory={folder}"],
-        cwd=folder, check=True, timeout=900, stdin=subprocess.DEVNULL,
+        cwd=folder, check=True, timeout=900, stdin=subprocess.DEVNULL, stdout=sys.stderr,
     )  # fmt: skip
     return next(path for path in folder.iterdir() if path.is_file())
 
