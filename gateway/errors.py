@@ -9,6 +9,7 @@ GatewayError
 │   ├── StoreUnavailable   the database cannot be reached or refuses for now; try again later
 │   ├── DataRefused        the database will never take these values; bisect to find them
 │   ├── CommitUnknown      the connection was lost during COMMIT; read back before deciding
+│   ├── PositionLost       another consumer moved the source's position; nothing of the batch was written
 │   ├── LeaseLost          the job is no longer held by this claim; nothing of it was written
 │   ├── TransactionRefused a handler tried to end or break its job's transaction
 │   ├── TransactionPoisoned a database error was swallowed; the commit is refused
@@ -79,6 +80,10 @@ class DataRefused(StoreError):  # noqa: N818 - reads as what happened
 
 class CommitUnknown(StoreError):  # noqa: N818 - reads as what happened
     """The answer to COMMIT was lost: the transaction may or may not have been committed."""
+
+
+class PositionLost(StoreError):  # noqa: N818 - reads as what happened
+    """Another consumer has moved a source's position meanwhile: the whole batch was rolled back."""
 
 
 class LeaseLost(StoreError):  # noqa: N818 - reads as what happened

@@ -4,3 +4,35 @@ Nobody else imports a driver or writes SQL. A verb is one transaction unless its
 database's own. Every verb raises `StoreUnavailable` when the database is away (nothing was written) and has a
 deadline of its own; a lost COMMIT is resolved inside, by reading back.
 """
+
+from gateway.store.ending import JobTransaction
+from gateway.store.script import Deferred
+from gateway.store.store import Store
+from gateway.store.values import (
+    Arrival,
+    Dedupe,
+    Finish,
+    InstanceRow,
+    JobFilter,
+    Lane,
+    PositionMove,
+    Promotion,
+    Rescue,
+    Statistics,
+)
+
+__all__ = [
+    "Arrival",
+    "Dedupe",
+    "Deferred",
+    "Finish",
+    "InstanceRow",
+    "JobFilter",
+    "JobTransaction",
+    "Lane",
+    "PositionMove",
+    "Promotion",
+    "Rescue",
+    "Statistics",
+    "Store",
+]

@@ -1,0 +1,372 @@
+"""The store: its verbs, each a script run by the database's driver."""
+
+import asyncio
+import json
+import uuid
+from collections.abc import Callable, Collection, Iterable, Sequence
+from datetime import timedelta
+from importlib import metadata
+from time import monotonic
+from typing import Self
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from gateway.connector import Receipt, StoredPosition
+from gateway.crashpoint import reach
+from gateway.errors import CommitUnknown, PositionLost, StoreUnavailable
+from gateway.job import JobHistory, JobStatus, NewJob, QueueJob
+from gateway.message import Json
+from gateway.outcome import Completed, Retry
+from gateway.store import operate, upkeep
+from gateway.store.claim import Claim, Cursor, claim_jobs, claimed_jobs, new_token
+from gateway.store.driver import Dialect, Driver, Presence, open_driver
+from gateway.store.ending import JobTransaction, finish_all
+from gateway.store.ingest import Batch, ingest, owners, single, stored
+from gateway.store.insert import insert_jobs
+from gateway.store.migrate import check_version
+from gateway.store.rows import needs_clock
+from gateway.store.values import (
+    Arrival,
+    Finish,
+    InstanceRow,
+    JobFilter,
+    Lane,
+    PositionMove,
+    Promotion,
+    Rescue,
+    Statistics,
+)
+from gateway.store.within import Caller, enqueue_within
+
+OnReady = Callable[[set[str]], None]
+POSTPONE_SECONDS = 1.0
+"""How often rows inserted by hand for a later time are looked for."""
+
+
+def _nobody(_lanes: set[str]) -> None:
+    """Wake nobody."""
+
+
+class Store:
+    """One database, opened by one process. `on_ready` is called on the loop, after a commit, with the lanes it filled.
+
+    Cancelling a verb leaves no transaction open; whether a COMMIT already sent took effect is then not known.
+    """
+
+    def __init__(self, driver: Driver, presence: Presence | None, *, incarnation: str, lease: float) -> None:
+        self.incarnation = incarnation
+        """`<instance>/<uuid4>`: in `claimedby` and `executedby`."""
+        self.on_ready: OnReady = _nobody
+        self._driver, self._presence, self._lease = driver, presence, lease
+        self._cursors: dict[str, Cursor] = {}
+        self._watch = upkeep.Watch(incarnation, lease, alone=driver.dialect.name == "sqlite")
+        self._postponed = 0.0
+
+    @classmethod
+    async def open(
+        cls,
+        url: str,
+        *,
+        instance: str,
+        lease: float = 10.0,
+        statement_timeout: float = 10.0,
+        pool_size: int = 10,
+        present: bool = True,
+    ) -> Self:
+        """Open a database whose schema is this program's, and be seen alive in it.
+
+        `present`: whether this process runs jobs; commands that only look or enqueue do not. Raises
+        `MigrationError`, `StoreUnavailable`, or `StoreError` for what cannot work.
+        """
+        driver = await open_driver(url, pool_size=pool_size, statement_timeout=statement_timeout)
+        try:
+            async with driver.engine.connect() as connection:
+                await check_version(connection)
+            incarnation = f"{instance[:200]}/{uuid.uuid4()}"
+            presence = None
+            if present:
+                presence = driver.presence(
+                    incarnation=incarnation, name=instance, version=metadata.version("ingestion-gateway"), lease=lease
+                )
+                await presence.start()
+        except BaseException:
+            await driver.close()
+            raise
+        return cls(driver, presence, incarnation=incarnation, lease=lease)
+
+    async def close(self) -> None:
+        """Be gone: jobs still claimed are rescued by others at once. Bounded."""
+        try:
+            if self._presence is not None:
+                await self._presence.stop()
+        finally:
+            await self._driver.close()
+
+    @property
+    def engine(self) -> AsyncEngine:
+        """For handlers' own use only."""
+        return self._driver.engine
+
+    # -- in ------------------------------------------------------------------------------------------------------------
+
+    async def ingest(
+        self, connector: str, arrivals: Sequence[Arrival], moves: Sequence[PositionMove] = ()
+    ) -> list[Receipt]:
+        """Make jobs of what a connector received and move its positions, all or nothing. One receipt each, in order.
+
+        To repeat it with the same job ids makes nothing twice. Raises `PositionLost`, `DataRefused`.
+        """
+        if not arrivals and not moves:
+            return []
+        batch = Batch(connector, arrivals, moves)
+        reach("ingest.start")
+        try:
+            await self._driver.run(
+                lambda: ingest(self._dialect, batch),
+                retry=True,
+                single=single(self._dialect, batch),
+            )
+        except PositionLost:
+            if not await self._driver.read(lambda: stored(self._dialect, batch)):
+                raise
+        if batch.owners and self._dialect.arrays:
+            await self._driver.read(lambda: owners(self._dialect, batch))
+        reach("ingest.committed")
+        self._ready(batch.stored())
+        return batch.receipts()
+
+    async def enqueue(self, jobs: Sequence[NewJob], connection: Caller | None = None) -> None:
+        """Insert jobs, all or none, in order.
+
+        With `connection`, of SQLAlchemy and on the same database, they become part of its transaction.
+        """
+        if not jobs:
+            return
+        if connection is not None:
+            loop = asyncio.get_running_loop()
+
+            def committing() -> None:
+                """Wake a little later: the COMMIT itself is still to come."""
+                loop.call_soon_threadsafe(loop.call_later, 0.01, self._ready, jobs)
+
+            await enqueue_within(connection, jobs, committing)
+            return
+        reach("enqueue.start")
+        await self._driver.run(lambda: insert_jobs(self._dialect, jobs), retry=True, single=self._single(jobs))
+        reach("enqueue.committed")
+        self._ready(jobs)
+
+    async def positions(
+        self, connector: str, cluster: str, topic: str, partitions: Iterable[int]
+    ) -> dict[int, StoredPosition]:
+        """Return the stored positions of a log's partitions; one never stored is left out."""
+        source, wanted = (connector, cluster, topic), set(partitions)
+        return await self._driver.read(lambda: operate.positions(self._dialect, source, wanted))
+
+    # -- run -----------------------------------------------------------------------------------------------------------
+
+    async def claim(self, lane: str, limit: int, handlers: Collection[str] | None) -> list[QueueJob]:
+        """Claim a lane's first ready jobs whose handler is among these; None: any.
+
+        Highest priority first, then oldest first; an ordering key's jobs one after the other. A job of higher
+        priority that another process inserted may have to wait for 0.25 s behind a long queue.
+        """
+        if limit < 1 or (handlers is not None and not handlers):
+            return []
+        cursor = self._cursors.setdefault(lane, Cursor())
+        after = cursor.start()
+        claim = Claim(lane, limit, handlers, new_token(), self.incarnation)
+        jobs = await self._claim(claim, after)
+        if len(jobs) < limit and after != (start := Cursor().place):
+            jobs += await self._claim(Claim(lane, limit - len(jobs), handlers, new_token(), self.incarnation), start)
+        cursor.move(jobs, limit)
+        return jobs
+
+    async def _claim(self, claim: Claim, after: tuple[int, int]) -> list[QueueJob]:
+        reach("claim.start")
+        try:
+            jobs = await self._driver.run(
+                lambda: claim_jobs(self._dialect, claim, after), single=self._dialect.name != "mysql"
+            )
+        except CommitUnknown:
+            jobs = await self._driver.read(lambda: claimed_jobs(self._dialect, claim))
+        reach("claim.committed")
+        return jobs
+
+    def transaction(self) -> JobTransaction:
+        """Return a handler's transaction; nothing is opened before its first use."""
+        return JobTransaction(self._driver.transaction(), self._dialect, self._finished)
+
+    async def finish(self, finishes: Sequence[Finish]) -> list[Exception | None]:
+        """Write how attempts ended, in as few transactions as can be; per item None, or why nothing of it was written.
+
+        `LeaseLost`: it is another's by now; `StoreUnavailable`: not decided, try again with the same value, which is
+        safe; anything else is the fault of its own deferred writes or values. Raises `StoreUnavailable` if that is
+        so for all of them.
+        """
+        if not finishes:
+            return []
+        reach("finish.start")
+        errors = await finish_all(self._driver, finishes)
+        reach("finish.committed")
+        self._finished([finish for finish, error in zip(finishes, errors, strict=True) if error is None])
+        if all(isinstance(error, StoreUnavailable) for error in errors):
+            assert errors[0] is not None
+            raise errors[0]
+        return errors
+
+    async def release(self, jobs: Sequence[QueueJob]) -> int:
+        """Give claimed jobs back as if they had never been claimed. Returns how many were still held."""
+        return await self._release(upkeep.held_by(jobs))
+
+    async def reclaim(self, held: Collection[str]) -> int:
+        """Give back what stands in this process's name for 5 s and whose claim token is not in `held`."""
+        known = set(held)
+        claims = await self._driver.read(lambda: upkeep.forgotten(self._dialect, self.incarnation, known))
+        return await self._release(claims)
+
+    async def report(self, job: QueueJob, progress: Json) -> None:
+        """Write a running job's progress, at once and apart from its transaction; nothing if its claim is lost."""
+        text = json.dumps(progress)
+        await self._driver.run(lambda: operate.report(self._dialect, job, text), retry=True, single=True)
+
+    # -- upkeep --------------------------------------------------------------------------------------------------------
+
+    async def promote(self, limit: int = 1000) -> Promotion:
+        """Make ready what is due, at most `limit` jobs, and say when to look again."""
+        if monotonic() - self._postponed >= POSTPONE_SECONDS:
+            self._postponed = monotonic()
+            await self._driver.run(lambda: upkeep.postpone(self._dialect))
+        moved = await self._driver.run(lambda: upkeep.promote(self._dialect, limit))
+        self._moved(moved.lanes)
+        return Promotion(moved.count, await self._driver.read(lambda: upkeep.next_due(self._dialect)))
+
+    async def rescue(self) -> Rescue:
+        """Give back the jobs of dead processes, in small batches, each crash counted against its jobs."""
+        since = None if self._presence is None else self._presence.alive_since
+        holders = await self._driver.read(lambda: upkeep.owners(self._dialect))
+        dead = self._watch.dead(holders, 0.0 if since is None else monotonic() - since)
+        rescued = failed = 0
+        nobody = [upkeep.Owner(None, 0.0, lock=False, held=False)] if any(owner.id is None for owner in holders) else []
+        for owner in [*dead, *nobody]:
+            spare = self._lease if owner.age is None and not self._watch.alone else 0.0
+            moved = await self._rescue(owner.id, spare)
+            rescued, failed = rescued + moved.rescued, failed + moved.failed
+        return Rescue(rescued, failed)
+
+    async def _rescue(self, owner: str | None, spare: float) -> upkeep.Rescued:
+        total = upkeep.Rescued(0, 0, set())
+        while True:
+            moved = await self._driver.run(lambda: upkeep.rescue(self._dialect, owner, older_than=spare))
+            self._moved(moved.lanes)
+            total = upkeep.Rescued(total.rescued + moved.rescued, total.failed + moved.failed, moved.lanes)
+            if moved.rescued + moved.failed < upkeep.BATCH:
+                return total
+
+    async def prune(self, older_than: timedelta, limit: int) -> int:
+        """Delete at most `limit` jobs finished longer ago than that, with their histories.
+
+        Also expired dedupe keys and the rows of instances dead for a day. Returns how many jobs went.
+        """
+        count = await self._driver.run(lambda: upkeep.prune(self._dialect, older_than, limit))
+        await self._driver.run(lambda: upkeep.forget(self._dialect, limit))
+        return count
+
+    # -- operators -----------------------------------------------------------------------------------------------------
+
+    async def get(self, job_id: str) -> QueueJob | None:
+        """Return a job; None if there is none of that id."""
+        return await self._driver.read(lambda: operate.get(self._dialect, job_id))
+
+    async def history(self, job_id: str) -> list[JobHistory]:
+        """Return a job's ended attempts, the first one first."""
+        return await self._driver.read(lambda: operate.history(self._dialect, job_id))
+
+    async def list(self, wanted: JobFilter) -> list[QueueJob]:
+        """Return one page of jobs, the newest first."""
+        return await self._driver.read(lambda: operate.find(self._dialect, wanted))
+
+    async def cancel(self, job_id: str, reason: str) -> QueueJob | None:
+        """Cancel a job unless it is finished; a running attempt can then not commit. Returns it as it now is."""
+        return await self._driver.run(lambda: operate.cancel(self._dialect, job_id, reason), retry=True)
+
+    async def retry(self, job_id: str) -> QueueJob | None:
+        """Make a Failed or Cancelled job Pending again, for one attempt at least. Returns it as it now is."""
+        job = await self._driver.run(lambda: operate.retry(self._dialect, job_id), retry=True)
+        if job is not None and job.status is JobStatus.PENDING:
+            self._moved({Lane.of(job)})
+        return job
+
+    async def statistics(self) -> Statistics:
+        """Count jobs."""
+        return await self._driver.read(lambda: operate.statistics(self._dialect))
+
+    async def instances(self) -> Sequence[InstanceRow]:
+        """Return the processes that the database knows, dead ones for a day included."""
+        return await self._driver.read(lambda: operate.instances(self._dialect))
+
+    async def ping(self) -> None:
+        """Return if the database answers within 2 s, else raise `StoreUnavailable`."""
+        await self._driver.ping()
+
+    async def durability(self) -> Sequence[str]:
+        """Return one line for each setting by which the database promises less than a commit that lasts."""
+        return await self._driver.durability()
+
+    # -- wake-ups ------------------------------------------------------------------------------------------------------
+
+    def listen(self, callback: Callable[[], None]) -> None:
+        """Call `callback` on the loop when another process says that there is work. PostgreSQL only."""
+        self._driver.listen(callback)
+
+    def notify(self) -> None:
+        """Tell the other processes that there is work. Cheap, and never one message per row."""
+        self._driver.notify()
+
+    @property
+    def _dialect(self) -> Dialect:
+        return self._driver.dialect
+
+    def _single(self, jobs: Sequence[NewJob]) -> bool:
+        return self._dialect.arrays and not needs_clock(jobs)
+
+    async def _release(self, claims: Sequence[tuple[str, str]]) -> int:
+        if not claims:
+            return 0
+        reach("release.start")
+        moved = await self._driver.run(lambda: upkeep.release(self._dialect, claims), retry=True)
+        reach("release.committed")
+        self._moved(moved.lanes)
+        return moved.count
+
+    def _finished(self, finishes: Sequence[Finish]) -> None:
+        for finish in finishes:
+            if isinstance(finish.outcome, Completed):
+                self._ready(finish.outgoing)
+            elif isinstance(finish.outcome, Retry):
+                self._wake({Lane.DUE})
+
+    def _ready(self, jobs: Sequence[NewJob]) -> None:
+        """Tell who waits, and look at the front again if a job belongs before where claiming has got to."""
+        lanes = set[str]()
+        for job in jobs:
+            if job.delay > 0 or job.scheduled_at is not None:
+                lanes.add(Lane.DUE)
+            elif not job.status.final:
+                lane = Lane.of(job)
+                lanes.add(lane)
+                cursor = self._cursors.get(lane)
+                if cursor is not None and -job.priority < cursor.place[0]:
+                    cursor.rewind()
+        self._wake(lanes)
+
+    def _wake(self, lanes: set[str]) -> None:
+        if lanes:
+            self.on_ready(lanes)
+            self._driver.notify()
+
+    def _moved(self, lanes: set[str]) -> None:
+        """Rows have come back that may stand before where claiming has got to."""
+        for lane in lanes & self._cursors.keys():
+            self._cursors[lane].rewind()
+        self._wake(lanes)

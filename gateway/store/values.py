@@ -1,0 +1,135 @@
+"""What goes into the store's verbs and comes out of them, as values."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import NamedTuple
+
+from gateway.job import PUBLISH, JobStatus, NewJob, QueueJob, new_id
+from gateway.outcome import Outcome
+from gateway.store.script import Deferred
+
+
+class Lane:
+    """Names of the lanes from which jobs are claimed; every ready job stands in one."""
+
+    RUN = "run"
+    """For the executor, many at once."""
+    ALONE = "alone"
+    """Crash suspects: for the executor, one at a time in its instance."""
+
+    DUE = "due"
+    """No lane to claim from: a job will be ready later, so when to promote next may have changed."""
+
+    @staticmethod
+    def send(connector: str) -> str:
+        """Return the lane of the messages a connector is to publish."""
+        return f"send:{connector[:250]}"
+
+    @staticmethod
+    def of(job: NewJob | QueueJob) -> str:
+        """Return the lane a job without crashes will stand in when it is due."""
+        return Lane.send(str(job.metadata.get("connector") or "")) if job.handler == PUBLISH else Lane.RUN
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finish:
+    """How one attempt ended, with all that must commit with it.
+
+    `outgoing` (what the handler published and enqueued) and `deferred` (its deferred writes, in order) count only
+    with Completed. `seconds` is how long the attempt took; `output` goes into the history's `outputdata`.
+    """
+
+    job: QueueJob
+    outcome: Outcome
+    seconds: float = 0.0
+    outgoing: Sequence[NewJob] = ()
+    deferred: Sequence[Deferred] = ()
+    output: str | None = None
+    history_id: str = field(default_factory=new_id)
+    """Key of the history row: what a lost COMMIT is read back by."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dedupe:
+    """Makes redeliveries one job: `key` is unique within the connector and `scope`. `body_hash` has 16 bytes."""
+
+    scope: str
+    key: str
+    body_hash: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PositionMove:
+    """Moves a source's position from `held` (None: it was never stored) to `next_offset`."""
+
+    connector: str
+    cluster: str
+    topic: str
+    partition: int
+    topic_id: str = ""
+    held: int | None
+    next_offset: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arrival:
+    """One received message as the job it shall become."""
+
+    job: NewJob
+    dedupe: Dedupe | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Promotion:
+    """`count` jobs became ready; the next one will in `next_due` seconds (None: none waits for a time)."""
+
+    count: int
+    next_due: float | None
+
+
+class Rescue(NamedTuple):
+    """`rescued` jobs of dead instances are ready again; `failed` ones crashed too often and are Failed."""
+
+    rescued: int
+    failed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobFilter:
+    """Which jobs to list, newest first. `before` is the `sequence` of the last job of the page before."""
+
+    status: JobStatus | None = None
+    handler: str | None = None
+    direction: str | None = None
+    parent_id: str | None = None
+    before: int | None = None
+    limit: int = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Statistics:
+    """What operators look at: of active rows only."""
+
+    status_counts: Mapping[int, int]
+    """By `statusid`."""
+    ready: Mapping[str, int]
+    """Jobs that could run now or stand in line, by lane."""
+    ready_handlers: Mapping[str, int]
+    """The same by handler; those that no instance knows are seen here."""
+    oldest_ready: float | None
+    """Seconds since the oldest of them was created."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InstanceRow:
+    """One gateway process as the database knows it. `age` is seconds since its last heartbeat."""
+
+    id: str
+    name: str
+    version: str
+    host: str
+    pid: int
+    started_at: datetime
+    heartbeat_at: datetime
+    age: float
