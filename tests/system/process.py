@@ -24,15 +24,38 @@ HANDLERS = (
 )  # fmt: skip
 
 
-class Gateway:
+class Admin:
+    """A gateway's admin listener."""
+
+    def __init__(self, admin: str) -> None:
+        self.admin = admin
+
+    async def answers(self, route: str) -> bool:
+        """Whether an admin route answers with 200."""
+        try:
+            async with (
+                aiohttp.ClientSession() as session,
+                session.get(self.admin + route, timeout=aiohttp.ClientTimeout(5)) as response,
+            ):
+                return response.status == 200
+        except (aiohttp.ClientError, TimeoutError):
+            return False
+
+    async def fetch(self, route: str) -> Any:
+        """Return the JSON of an admin route."""
+        async with aiohttp.ClientSession(raise_for_status=True) as session, session.get(self.admin + route) as response:
+            return await response.json()
+
+
+class Gateway(Admin):
     """One instance with an HTTP listener that has a path for each example handler: `/effect`, `/slow`, …"""
 
     def __init__(
         self, folder: Path, database: str, *, name: str = "one", out: str | None = None, grace: float = 10, **jobs: Any
     ) -> None:
+        super().__init__(f"http://127.0.0.1:{free_port()}")
         self.name = name
         self.web = f"http://127.0.0.1:{free_port()}"
-        self.admin = f"http://127.0.0.1:{free_port()}"
         self.config = folder / f"{name}.yaml"
         self.log = folder / f"{name}.log"
         self._process: subprocess.Popen[bytes] | None = None
@@ -102,22 +125,6 @@ class Gateway:
             return await until(is_ready, within=within, what=f"{self.name} is ready")
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.tail()}") from None
-
-    async def answers(self, route: str) -> bool:
-        """Whether an admin route answers with 200."""
-        try:
-            async with (
-                aiohttp.ClientSession() as session,
-                session.get(self.admin + route, timeout=aiohttp.ClientTimeout(5)) as response,
-            ):
-                return response.status == 200
-        except (aiohttp.ClientError, TimeoutError):
-            return False
-
-    async def fetch(self, route: str) -> Any:
-        """Return the JSON of an admin route."""
-        async with aiohttp.ClientSession(raise_for_status=True) as session, session.get(self.admin + route) as response:
-            return await response.json()
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the process and all it has started."""
