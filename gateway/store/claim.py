@@ -1,7 +1,7 @@
 """Claiming: a lane's first ready jobs become this process's, each with a token of its own.
 
-On PostgreSQL and SQLite the search starts where the last one ended: after many claims the front of the index is dead
-entries, which an old snapshot keeps for as long as it lives.
+The search starts where the last one ended: after many claims the front of the index is dead entries, which an old
+snapshot keeps for as long as it lives.
 """
 
 import secrets
@@ -22,6 +22,10 @@ RESCAN_SECONDS = 0.25
 _READY = """readylane = $1 {after} AND (scheduledat IS NULL OR scheduledat <= {{now}}) {known}
  AND (orderingkey IS NULL OR NOT EXISTS (SELECT 1 FROM queue_jobs e WHERE e.waitingkey = j.orderingkey
  AND e.seq < j.seq)) ORDER BY readyorder, seq LIMIT $2"""
+
+_AFTER = "AND (readyorder, seq) > ({number $5}, {number $6})"
+# Compared as a pair, MySQL would read the whole lane.
+_MYSQL_AFTER = "AND (readyorder > $5 OR (readyorder = $5 AND seq > $6))"
 
 # `= ANY(ARRAY(…))`: `IN (…)` may become a join that scans the table.
 _POSTGRESQL = f"""UPDATE queue_jobs SET {{claim}} WHERE id = ANY(ARRAY(SELECT id FROM queue_jobs j WHERE {_READY}
@@ -86,9 +90,8 @@ class Claim:
 def claim_statement(dialect: Dialect, *, any_handler: bool) -> Statement:
     """Return the statement that finds, and but on MySQL also takes, a lane's first jobs."""
     template = {"postgresql": _POSTGRESQL, "sqlite": _SQLITE, "mysql": _MYSQL}[dialect.name]
-    after = "" if dialect.name == "mysql" else "AND (readyorder, seq) > ({number $5}, {number $6})"
-    last = 3 if dialect.name == "mysql" else 7
-    known = "" if any_handler else f"AND handler {{any ${last}}}"
+    after = _MYSQL_AFTER if dialect.name == "mysql" else _AFTER
+    known = "" if any_handler else "AND handler {any $7}"
     return compose(dialect, template.format(after=after, known=known, claim=_CLAIM))
 
 
@@ -96,10 +99,10 @@ def claim_jobs(dialect: Dialect, claim: Claim, after: Place) -> Script[list[Queu
     """Claim a lane's first jobs behind `after`, highest priority first, then oldest first."""
     statement = claim_statement(dialect, any_handler=claim.handlers is None)
     known: list[Any] = [] if claim.handlers is None else [claim.handlers]
+    select = statement.rows(claim.lane, claim.limit, claim.token, claim.owner, *after, *known)
     if dialect.name == "mysql":
-        return (yield from _claim_mysql(dialect, claim, statement.rows(claim.lane, claim.limit, *known)))
-    arguments = (claim.lane, claim.limit, claim.token, claim.owner, *after, *known)
-    return _jobs(dialect, (yield statement.rows(*arguments)).rows)
+        return (yield from _claim_mysql(dialect, claim, select))
+    return _jobs(dialect, (yield select).rows)
 
 
 def _claim_mysql(dialect: Dialect, claim: Claim, select: Any) -> Script[list[QueueJob]]:
