@@ -48,6 +48,10 @@ class ConnectorConfig(StrictModel):
     type: str = Field(description="which connector this is")
     inbound: Sequence[InboundEntry] = Field(default=(), description="what to receive, and who handles it")
 
+    def warnings(self) -> Sequence[str]:
+        """Return what is allowed but dangerous, a sentence each: shown by `gateway check` and at start."""
+        return ()
+
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
@@ -103,8 +107,8 @@ ConfigT = TypeVar("ConfigT", bound=ConnectorConfig)
 class Connector(ABC, Generic[ConfigT]):
     """One connection to one broker, inbound and outbound.
 
-    The gateway makes it from its `config_class`, runs it, and runs it again (the same object, or a new one) after
-    a jittered pause whenever `run` raises. So an adapter has no reconnect loop.
+    The gateway makes it from its `config_class` and runs it once; whenever `run` ends, a new object is made and run
+    after a jittered pause. So an adapter has no reconnect loop.
     """
 
     config_class: ClassVar[type[ConnectorConfig]]
@@ -112,6 +116,8 @@ class Connector(ABC, Generic[ConfigT]):
     """How often a received message is stored: printed at start, by `gateway check` and in `/health`."""
     protocol: ClassVar[str]
     """What stands in a job's `protocol` column."""
+    method: ClassVar[str | None] = None
+    """What stands in the `method` column of the jobs it receives: how messages come (POST, publish, send, …)."""
 
     def __init__(self, config: ConfigT, *, name: str) -> None:
         self.config = config
@@ -122,11 +128,12 @@ class Connector(ABC, Generic[ConfigT]):
         """Live once: connect, subscribe, `inbox.ready()`, then `await inbox.receive(...)` until cancelled.
 
         Acknowledge a message only after its `receive` returned. Raise `Disconnected` when the broker cannot be
-        reached or goes away, with a reason a person can act on. Leave no task, thread or socket behind, however
-        it ends.
+        reached or goes away, with a reason a person can act on, `ConfigError` when it will hardly heal by itself (an
+        address in use, a file missing): then it is shown as failed, and tried less often. Leave no task, thread or
+        socket behind, however it ends.
         """
 
-    async def publish(self, message: Message) -> str | None:
+    async def publish(self, message: Message) -> str | None:  # noqa: ARG002 - part of the contract
         """Hand over one message; return once the broker has confirmed it, with its answer if it gave one.
 
         Called many times at once, and only between `ready` and the end of `run`. `message.message_id` goes along.

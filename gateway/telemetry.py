@@ -6,7 +6,7 @@ call only and logged. No event carries a payload or a secret.
 | event | fields |
 |---|---|
 | `inbox.committed` | `connector`, `stored`, `duplicate`, `rejected`, `seconds` |
-| `inbox.waiting` | `error` (the database is away, messages wait unacknowledged) |
+| `inbox.waiting` | `connector`, `error` (the database is away, messages wait unacknowledged) |
 | `job.claimed` | `lane`, `count`, `seconds` |
 | `job.started` | `job`, `handler`, `attempt` |
 | `job.finished` | `job`, `handler`, `attempt`, `status`, `error`, `seconds` |
@@ -20,8 +20,12 @@ call only and logged. No event carries a payload or a secret.
 | `janitor.promoted` | `count` |
 | `janitor.pruned` | `count` |
 | `connector.state` | `connector`, `state`, `reason` |
+| `connector.configured` | `connector`, `type`, `guarantee` |
+| `connector.warning` | `connector`, `warning` (what is allowed but dangerous) |
 | `store.unavailable` | `error` |
+| `store.weak` | `reason` (a setting of the database by which a commit may not last) |
 | `service.error` | `service`, `error` |
+| `gateway.waiting` | `error` (the database cannot be reached yet) |
 | `gateway.started` | `instance`, `version` |
 | `gateway.stopping` | `grace` |
 | `gateway.stopped` | `released`, `abandoned` |
