@@ -1,0 +1,129 @@
+"""Keeps the queue in order: due jobs become ready, the dead's jobs run again, old ones go."""
+
+import asyncio
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from gateway.coordination import Wakeup
+from gateway.coordination.loop import Loop
+from gateway.job import JobStatus
+from gateway.store import JobFilter, Lane, Store
+from gateway.telemetry import emit
+
+BATCH = 500
+"""Rows that one transaction of the upkeep touches at most."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Intervals:
+    """Seconds between two turns of each loop; `promote` is the longest sleep when nothing is due sooner."""
+
+    promote: float = 1.0
+    rescue: float = 0.4
+    reclaim: float = 5.0
+    prune: float = 60.0
+
+
+class Janitor:
+    """Four loops, each alive by itself, so that a failing or slow one never holds up another.
+
+    `held` returns the claim tokens of the jobs that this process works on: a row that is claimed by this process
+    and not among them was forgotten, and is given back. `retention_days` 0 keeps everything.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        held: Callable[[], Collection[str]],
+        wake: Wakeup,
+        retention_days: float = 90,
+        intervals: Intervals | None = None,
+    ) -> None:
+        self._store = store
+        self._held = held
+        self._wake = wake
+        self._retention = timedelta(days=retention_days)
+        self._intervals = intervals or Intervals()
+        self.loops = (
+            Loop("janitor.promote", self.promote, pause=self._until_due),
+            Loop("janitor.rescue", self.rescue),
+            Loop("janitor.reclaim", self.reclaim),
+            Loop("janitor.prune", self.prune),
+        )
+
+    async def run(self) -> None:
+        """Turn all loops until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            for loop in self.loops:
+                group.create_task(loop.run(), name=loop.name)
+
+    async def once(self) -> None:
+        """Do one turn of each."""
+        for step in (self.promote, self.rescue, self.reclaim, self.prune):
+            await step()
+
+    async def promote(self) -> float:
+        """Make ready what is due. Returns the seconds until the next job is due, at most the interval."""
+        promotion = await self._store.promote()
+        if promotion.count:
+            emit("janitor.promoted", count=promotion.count)
+            return 0.0
+        longest = self._intervals.promote
+        return longest if promotion.next_due is None else min(longest, max(0.001, promotion.next_due))
+
+    async def rescue(self) -> float:
+        """Give back the jobs of instances that died; set aside what keeps killing them."""
+        rescue = await self._store.rescue()
+        if rescue.rescued or rescue.failed:
+            emit("job.rescued", count=rescue.rescued, failed=rescue.failed)
+        return self._intervals.rescue
+
+    async def reclaim(self) -> float:
+        """Give back the jobs that this process claimed and forgot (an answer was lost on the way)."""
+        count = await self._store.reclaim(self._held())
+        if count:
+            emit("job.released", count=count)
+        return self._intervals.reclaim
+
+    async def prune(self) -> float:
+        """Delete a small batch of what is older than the retention; at once again while there is more."""
+        if not self._retention:
+            return self._intervals.prune
+        count = await self._store.prune(self._retention, BATCH)
+        if count:
+            emit("janitor.pruned", count=count)
+        return 0.05 if count >= BATCH else self._intervals.prune
+
+    async def _until_due(self, seconds: float) -> None:
+        await self._wake.wait(Lane.DUE, seconds)
+
+
+class Upkeep:
+    """Upkeep on demand, for the handlers `system.*`. Each call works in small transactions of its own."""
+
+    def __init__(self, store: Store, retention_days: float) -> None:
+        self._store = store
+        self._retention_days = retention_days
+
+    async def prune(self, days: int | None = None) -> int:
+        """Delete what ended more than `days` days ago (None: as configured) and return how many rows went."""
+        age = timedelta(days=self._retention_days if days is None else days)
+        total = 0
+        while count := await self._store.prune(age, BATCH):
+            total += count
+        return total
+
+    async def retry_failed(self, *, hours: float, attempts: int) -> int:
+        """Give jobs that failed in the last `hours` hours after fewer than `attempts` attempts one more."""
+        since = datetime.now(UTC) - timedelta(hours=hours)
+        retried, before = 0, None
+        while jobs := await self._store.list(JobFilter(status=JobStatus.FAILED, before=before, limit=BATCH)):
+            before = jobs[-1].sequence
+            for job in jobs:
+                recent = job.completed_at is not None and job.completed_at >= since
+                if recent and job.retry_count < attempts:
+                    again = await self._store.retry(job.id)
+                    retried += again is not None and again.status is JobStatus.PENDING
+        return retried
