@@ -1,0 +1,55 @@
+"""What the admin listener is shown of the running gateway."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Protocol
+
+from gateway.store import Store
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectorView:
+    """One connector at this moment. `listens`: it waits for clients itself, so that readiness depends on it."""
+
+    name: str
+    type: str
+    state: str
+    reason: str | None
+    since: datetime
+    guarantee: str
+    listens: bool
+    counts: Mapping[str, int]
+    """The conservation counters by their names."""
+
+
+class Running(Protocol):
+    """The gateway as a whole."""
+
+    @property
+    def instance(self) -> str:
+        """Name of this instance."""
+
+    @property
+    def store(self) -> Store:
+        """The open store. Raises `StoreUnavailable` while it was not reached yet."""
+
+    @property
+    def handlers(self) -> Collection[str]:
+        """Names of the handlers that this process knows."""
+
+    @property
+    def late(self) -> Mapping[str, float]:
+        """The loops that have not turned within their limit, and for how many seconds."""
+
+    @property
+    def unready(self) -> Mapping[str, str]:
+        """The parts, apart from the database, that cannot take messages now, and why."""
+
+    @property
+    def connectors(self) -> Sequence[ConnectorView]:
+        """All configured connectors."""
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What else `/health` shows: JSON values by part."""
