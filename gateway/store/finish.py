@@ -74,7 +74,8 @@ def finish_jobs(dialect: Dialect, finishes: Sequence[Finish]) -> Script[None]:
     Raises `LeaseLost` if any of the claims is not held any more, and whatever a deferred write raises.
     """
     done = [finish for finish in finishes if isinstance(finish.outcome, Completed)]
-    yield from merge([finish.deferred for finish in done])
+    for deferred in merge([finish.deferred for finish in done]):  # noqa: UP028 - a list cannot be sent their results
+        yield deferred
     outgoing: list[NewJob] = list(chain.from_iterable(finish.outgoing for finish in done))
     yield from insert_jobs(dialect, outgoing)
     rows = [_row(finish) for finish in finishes]
