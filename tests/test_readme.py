@@ -18,6 +18,8 @@ from tests.system.waiting import until
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
+README = (ROOT / "README.md").read_text()
+HEADING_OR_BLOCK = r"^#+ (?P<heading>[^\n]+)$|^```(?P<language>\w+)\n(?P<text>.*?)^```$"
 
 pytestmark = pytest.mark.slow
 
@@ -38,16 +40,11 @@ class Block:
 def blocks(section: str | None = None, language: str | None = None) -> list[Block]:
     found = []
     heading = ""
-    for part in re.finditer(
-        r"^#+ (?P<heading>.+)$|^```(?P<language>\w+)\n(?P<text>.*?)^```$", README, re.MULTILINE | re.DOTALL
-    ):
+    for part in re.finditer(HEADING_OR_BLOCK, README, re.MULTILINE | re.DOTALL):
         heading = part["heading"] or heading
         if part["language"]:
             found.append(Block(heading, part["language"], part["text"]))
     return [b for b in found if section in (None, b.section) and language in (None, b.language)]
-
-
-README = (ROOT / "README.md").read_text()
 
 
 class Shell:
