@@ -108,7 +108,8 @@ def _import(target: str, what: str, hint: str = "") -> object:
         for part in attribute.split("."):
             found = getattr(found, part)
     except ModuleNotFoundError as error:
-        raise PluginNotFound(f"{what} cannot be imported: {error}{hint}") from error
+        needed = "" if error.name == module else hint
+        raise PluginNotFound(f"{what} cannot be imported: {error}{needed}") from error
     except (Exception, SystemExit) as error:
         raise PluginNotFound(f"{what} cannot be imported: {type(error).__name__}: {error}") from error
     return found

@@ -9,7 +9,9 @@ import signal
 import sys
 from collections.abc import Callable
 from types import FrameType
+from typing import TypeAlias
 
+Wake: TypeAlias = Callable[[], object]
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -23,7 +25,7 @@ class StopSignal:
     def __init__(self) -> None:
         self.requested = False
         self._begun = False
-        self._wake: list[Callable[[], object]] = []
+        self._wake: list[Wake] = []
 
     def install(self) -> None:
         """Take both signals over. Only in the main thread."""

@@ -2,8 +2,8 @@
 
 from gateway.config.loader import find_config, load_config, parse_config
 from gateway.config.models import AdminConfig, Config, DatabaseConfig, GatewayConfig, JobsConfig
-from gateway.config.sample import sample, samples
-from gateway.config.schema import describe, json_schema
+from gateway.config.sample import compose, sample, samples
+from gateway.config.schema import KeyDoc, describe, json_schema
 
 __all__ = [
     "AdminConfig",
@@ -11,6 +11,8 @@ __all__ = [
     "DatabaseConfig",
     "GatewayConfig",
     "JobsConfig",
+    "KeyDoc",
+    "compose",
     "describe",
     "find_config",
     "json_schema",

@@ -127,7 +127,10 @@ class JobsConfig(StrictModel):
         default=60.0, description="seconds until a changed schedule is seen at the latest"
     )
     job_history_retention_days: int = Field(
-        default=90, ge=1, le=36_500, description="days after which finished jobs and their histories are deleted"
+        default=90,
+        ge=0,
+        le=36_500,
+        description="days that finished jobs and their histories are kept; 0: for ever",
     )
     enable_metrics: bool = Field(default=True, description="serve /metrics on the admin listener")
 

@@ -1,5 +1,6 @@
 """The configuration files that come with the package: the embedded default and one example per connector."""
 
+from collections.abc import Sequence
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -22,6 +23,16 @@ def sample(name: str) -> str:
         near = did_you_mean(name, samples()) or f", there are: {', '.join(samples())}"
         raise PluginNotFound(f"there is no example configuration for '{name}'{near}")
     return (_folder() / f"{name}.yaml").read_text("utf-8")
+
+
+def compose(types: Sequence[str]) -> str:
+    """Return one configuration with the example of each type, the built-in default for none.
+
+    The examples agree in everything but `connectors:`, which stands last. Raises `PluginNotFound`.
+    """
+    first, *others = [sample(name) for name in dict.fromkeys(types)] or [sample(DEFAULT)]
+    parts = [other.partition("\nconnectors:\n")[2] for other in others]
+    return "\n\n".join(part.strip("\n") for part in (first, *parts)) + "\n"
 
 
 def _folder() -> Traversable:

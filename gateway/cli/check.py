@@ -1,0 +1,106 @@
+"""`gateway check`: all that can be known before it runs."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, Final, Literal
+
+import typer
+from rich.text import Text
+
+from gateway import plugins
+from gateway.cli.common import (
+    Code,
+    ConfigOption,
+    JsonOption,
+    finish,
+    load,
+    missing_file,
+    opened,
+    out,
+    print_json,
+    table,
+)
+from gateway.config import Config
+from gateway.connector import ConnectorConfig
+from gateway.errors import GatewayError
+
+_CHECK_SECONDS: Final = 10.0
+_STYLES: Final = {"ok": "green", "warning": "yellow", "failed": "bold red"}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of what `check` found out."""
+
+    part: str
+    state: Literal["ok", "warning", "failed"]
+    text: str
+
+
+def check(
+    config: ConfigOption = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Only the configuration: connect to nothing.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Check everything before it runs: the file, its handlers, the database and each connector.
+
+    Prints all mistakes with file and line (exit code 2), else what each part answered (1 if one of them failed),
+    how often each connector stores a message, and what is dangerous though allowed.
+    """
+    settings = load(config, imports=True)
+    findings = finish(_findings(settings, offline=offline))
+    if as_json:
+        print_json([asdict(finding) for finding in findings])
+    else:
+        rows = [(Text(f.state, _STYLES[f.state]), f.part, f.text) for f in findings]
+        out().print(table(("", "part", "finding"), rows))
+    if any(finding.state == "failed" for finding in findings):
+        raise typer.Exit(Code.FAILED)
+
+
+async def _findings(config: Config, *, offline: bool) -> list[Finding]:
+    findings = [Finding("configuration", "ok", "no mistakes")]
+    findings += [Finding("configuration", "warning", line) for line in config.notes]
+    token = config.gateway.admin.token if config.gateway.admin else None
+    if token is not None and len(token.get_secret_value()) < 16:
+        text = "the token is shorter than 16 characters, it can be guessed"
+        findings.append(Finding("gateway.admin", "warning", text))
+    if not offline:
+        findings += [finding async for finding in _database(config)]
+    parts = [_connector(name, section, offline=offline) for name, section in config.connectors.items()]
+    return findings + [finding for part in await asyncio.gather(*parts) for finding in part]
+
+
+async def _database(config: Config) -> AsyncIterator[Finding]:
+    missing = missing_file(config)
+    if missing is not None:
+        yield Finding("database", "ok", f"{missing} will be created by `gateway run`")
+        return
+    try:
+        async with opened(config) as store:
+            warnings = await store.durability()
+    except GatewayError as error:
+        yield Finding("database", "failed", str(error))
+    else:
+        yield Finding("database", "ok", "connected, the schema is up to date")
+        for warning in warnings:
+            yield Finding("database", "warning", warning)
+
+
+async def _connector(name: str, section: ConnectorConfig, *, offline: bool) -> list[Finding]:
+    part = f"connectors.{name}"
+    kind = plugins.connector_class(section.type)
+    findings = [Finding(part, "ok", f"{section.type}: received messages are stored {kind.guarantee}")]
+    findings += [Finding(part, "warning", warning) for warning in section.warnings()]
+    return findings if offline else [*findings, await _connection(part, kind(section, name=name))]
+
+
+async def _connection(part: str, connector: Any) -> Finding:
+    try:
+        async with asyncio.timeout(_CHECK_SECONDS):
+            return Finding(part, "ok", await connector.check())
+    except TimeoutError:
+        return Finding(part, "failed", f"no answer within {_CHECK_SECONDS:g} s")
+    except GatewayError as error:
+        return Finding(part, "failed", str(error))
