@@ -37,7 +37,8 @@ check:
 	@$(BIN)/ruff check -q
 	@$(BIN)/ruff format -q --check
 	@$(BIN)/mypy
-	@$(BIN)/lint-imports --no-cache | tail -n 1
+	@$(BIN)/mypy tests/example/gateway_example
+	@report=$$($(BIN)/lint-imports --no-cache) || { echo "$$report"; exit 1; }
 
 soak:
 	@.ci/setup services
