@@ -166,6 +166,10 @@ class Wire(ABC):
         """Say, without asking the server, whether a transaction is open."""
 
     @abstractmethod
+    def usable(self, raw: Any) -> bool:
+        """Say, without asking the server, whether the connection is still open."""
+
+    @abstractmethod
     def terminate(self, raw: Any) -> None:
         """Drop the connection at once, without a word to the server. Never waits, never raises."""
 

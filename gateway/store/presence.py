@@ -5,16 +5,22 @@ Two clocks tell of a death: a session lock, which the database frees within mill
 their own. SQLite has one process per file, so there a lock on `<file>.lock` is all.
 """
 
+import asyncio
 import fcntl
 import os
+import random
 import socket
+import threading
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from gateway.errors import StoreError
-from gateway.store.driver import Dialect, Driver, Presence
-from gateway.store.script import Script, Sql
+from gateway.errors import StoreError, StoreUnavailable
+from gateway.store.driver import Dialect, Driver, Presence, Wire
+from gateway.store.script import Result, Script, Sql
+from gateway.telemetry import emit
 
 MAX_PAUSE = 1.0
 """Seconds between two attempts to connect, at most."""
@@ -40,7 +46,7 @@ def insert(dialect: Dialect, who: Identity, *, lock: bool) -> Sql:
     """Insert this process's row, or refresh it if it is still there."""
     marks = [dialect.placeholder(n) for n in range(1, 7)]
     return Sql(
-        "INSERT INTO gateway_instances (id, name, version, host, pid, sessionlock, startedat, heartbeatat) "  # noqa: S608 - constants only
+        "INSERT INTO gateway_instances (id, name, version, host, pid, sessionlock, startedat, heartbeatat) "
         f"VALUES ({', '.join(marks)}, {dialect.now}, {dialect.now})"
         + dialect.upsert(("id",), ("heartbeatat", "sessionlock")),
         (who.incarnation, who.name, who.version, who.host, who.pid, lock),
@@ -50,14 +56,14 @@ def insert(dialect: Dialect, who: Identity, *, lock: bool) -> Sql:
 def beat(dialect: Dialect, who: Identity) -> Sql:
     """Refresh the heartbeat; counts zero if somebody has pruned the row."""
     return Sql(
-        f"UPDATE gateway_instances SET heartbeatat = {dialect.now} WHERE id = {dialect.placeholder(1)}",  # noqa: S608 - constants only
+        f"UPDATE gateway_instances SET heartbeatat = {dialect.now} WHERE id = {dialect.placeholder(1)}",
         (who.incarnation,),
     )
 
 
 def delete(dialect: Dialect, who: Identity) -> Sql:
     """Delete the row: an orderly end."""
-    text = f"DELETE FROM gateway_instances WHERE id = {dialect.placeholder(1)}"  # noqa: S608 - constants only
+    text = f"DELETE FROM gateway_instances WHERE id = {dialect.placeholder(1)}"
     return Sql(text, (who.incarnation,))
 
 
@@ -105,3 +111,118 @@ class FilePresence(Presence):
             yield sql
 
         await self._driver.run(script)
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A connection of the presence's own, and how to close it with a word to the server."""
+
+    wire: Wire
+    raw: Any
+    close: Callable[[], Awaitable[None]]
+
+
+class ServerPresence(Presence):
+    """A database server's: lock and heartbeat on one connection, in a thread with an event loop of its own.
+
+    It connects again for ever. `lock` is a query whose one value says whether the session lock was taken; without it
+    (PgBouncer, another server's copy of the lock) the row says so, and only the lease counts.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[], Awaitable[Session]],
+        dialect: Dialect,
+        who: Identity,
+        lock: Sql,
+        *,
+        seconds: float,
+    ) -> None:
+        self._connect, self._dialect, self._who, self._lock, self._seconds = connect, dialect, who, lock, seconds
+        self._since: float | None = None
+        self._stopping = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._started: Callable[[Exception | None], object] | None = None
+        self._thread = threading.Thread(target=self._work, name="gateway-presence", daemon=True)
+
+    @property
+    def alive_since(self) -> float | None:
+        """Since when the heartbeat has come through."""
+        return self._since
+
+    async def start(self) -> None:
+        """Start the thread; return once it has the row, or raise `StoreUnavailable` if the first attempt fails."""
+        loop = asyncio.get_running_loop()
+        first: asyncio.Future[None] = loop.create_future()
+        self._started = lambda error: loop.call_soon_threadsafe(_settle, first, error)
+        self._thread.start()
+        await first
+
+    async def stop(self) -> None:
+        """Delete the row, release the lock, end the thread."""
+        if self._loop is not None and self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._stopping.set)
+            await asyncio.to_thread(self._thread.join, 4 * self._seconds)
+
+    def _work(self) -> None:
+        asyncio.run(self._live())
+
+    async def _live(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        while not self._stopping.is_set():
+            try:
+                await self._connected()
+            except Exception as error:  # noqa: BLE001 - whatever it is, the next attempt may succeed
+                if self._started is not None:
+                    self._started(error)
+                    return
+                emit("store.unavailable", error=f"{type(error).__name__}: {error}")
+            self._since = None
+            await self._pause(random.uniform(0.1, MAX_PAUSE))  # noqa: S311 - spreads the processes
+
+    async def _connected(self) -> None:
+        """Keep lock and row until stopped, or until the connection is lost."""
+        session = await self._connect()
+        try:
+            locked = await self._enter(session)
+            self._since = time.monotonic()
+            if self._started is not None:
+                self._started(None)
+                self._started = None
+            while not await self._pause(self._seconds):
+                if not locked or (await self._execute(session, beat(self._dialect, self._who))).count == 0:
+                    locked = await self._enter(session)
+            await self._execute(session, delete(self._dialect, self._who))
+            async with asyncio.timeout(self._seconds):
+                await session.close()
+        finally:
+            session.wire.terminate(session.raw)
+
+    async def _enter(self, session: Session) -> bool:
+        """Take the lock if it can be had, and write the row."""
+        result = await self._execute(session, self._lock)
+        locked = bool(result.rows[0][0])
+        await self._execute(session, insert(self._dialect, self._who, lock=locked))
+        return locked
+
+    async def _execute(self, session: Session, sql: Sql) -> Result:
+        async with asyncio.timeout(self._seconds):
+            return await session.wire.execute(session.raw, sql)
+
+    async def _pause(self, seconds: float) -> bool:
+        """Wait; true as soon as it is to stop."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
+        except TimeoutError:
+            return False
+        return True
+
+
+def _settle(first: "asyncio.Future[None]", error: Exception | None) -> None:
+    if first.done():
+        return
+    if error is None:
+        first.set_result(None)
+    else:
+        first.set_exception(StoreUnavailable(f"{type(error).__name__}: {error}"))

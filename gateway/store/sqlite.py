@@ -119,6 +119,10 @@ class SqliteWire(Wire):
         """Say whether a transaction is open."""
         return bool(raw.in_transaction)
 
+    def usable(self, raw: Any) -> bool:
+        """Say whether the connection is still open."""
+        return raw._connection is not None  # noqa: SLF001 - aiosqlite does not tell otherwise
+
     def terminate(self, raw: Any) -> None:
         """End a running statement, so that the connection can be closed."""
         if raw._connection is not None:  # noqa: SLF001 - aiosqlite would wait for the statement it is to interrupt
@@ -148,7 +152,7 @@ class SqliteDriver(Driver):
     async def open(cls, url: URL, *, pool_size: int, statement_timeout: float) -> Self:  # noqa: ARG003 - one writer
         """Check the file and its place, and open it."""
         assert url.database is not None
-        path = Path.cwd() / url.database  # noqa: ASYNC240 - asks nothing of the disk
+        path = Path.cwd() / url.database
         try:
             await asyncio.to_thread(_check, path, statement_timeout)
         except (sqlite3.Error, OSError) as error:

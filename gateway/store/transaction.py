@@ -17,6 +17,9 @@ from gateway.store.guard import OPTION, Guard
 from gateway.store.script import Deferred, Result, Sql, T
 from gateway.telemetry import emit
 
+PROBE = 2.0
+"""Seconds that BEGIN may take on a server: it waits for nothing there, so that longer means a dead connection."""
+
 PAUSE = 0.2
 """Seconds between two attempts to ask whether a lost COMMIT took effect."""
 
@@ -212,12 +215,13 @@ class JobTransaction:
                     self._lent = self._turn()
                     await self._lent.granted
                 _ = await connection.start()
-                self._raw = (await connection.get_raw_connection()).driver_connection
+                while not await self._begun(connection):
+                    self._wire.terminate(self._raw)
+                    await AsyncConnection.invalidate(connection)
                 sync = connection.sync_connection
                 assert sync is not None
                 sync.execution_options(**{OPTION: self.guard})
                 sync.begin()
-                await self._wire.begin(self._raw)
         except BaseException as error:
             await self._give_back(connection, broken=True)
             if not isinstance(error, Exception):
@@ -227,9 +231,23 @@ class JobTransaction:
         self._connection = connection
         return connection
 
+    async def _begun(self, connection: JobConnection) -> bool:
+        """Begin; False if the pool gave a connection that was dead already."""
+        self._raw = (await connection.get_raw_connection()).driver_connection
+        if not self._wire.usable(self._raw):
+            return False
+        try:
+            async with asyncio.timeout(min(PROBE, self._seconds) if self._turn is None else self._seconds):
+                await self._wire.begin(self._raw)
+        except Exception as error:
+            if self._turn is None and self._wire.fault(error) is Fault.UNAVAILABLE:
+                return False
+            raise
+        return True
+
     async def _finish(self, make: Make[T], resolve: Make[bool] | None) -> T:
         try:
-            await self.connection()
+            _ = await self.connection()
             self.guard.verify()
             if self._session is not None:
                 await self._flush(self._session)
