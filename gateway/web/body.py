@@ -32,11 +32,11 @@ async def read_body(request: web.BaseRequest, *, limit: int, charge: Callable[[i
     `charge` is told of each further piece of memory, and may raise a `Refusal`. Raises `Refusal` 413 as soon as
     there is one byte too many, 415 for an unknown Content-Encoding, 400 for a body that is not what it claims.
     """
-    charge(announced_length(request, limit))
+    announced_length(request, limit)
     await _invite(request)
     encoding = _encoding(request)
     inflate = None if encoding in ("", "identity") else _Inflate("gzip" in encoding, limit)
-    body, charged, raw = bytearray(), request.content_length or 0, 0
+    body, charged, raw = bytearray(), 0, 0
     while chunk := await request.content.readany():
         raw += len(chunk)
         if raw > limit:
@@ -44,9 +44,8 @@ async def read_body(request: web.BaseRequest, *, limit: int, charge: Callable[[i
         for start in range(0, len(chunk), _SLICE):
             piece = chunk[start : start + _SLICE]
             body += piece if inflate is None else inflate.feed(piece)
-            if len(body) > charged:
-                charge(len(body) - charged)
-                charged = len(body)
+            charge(len(body) - charged)
+            charged = len(body)
     if inflate is not None:
         inflate.finish()
     return bytes(body)
