@@ -1,11 +1,12 @@
 """Deferred writes of many jobs as few statements: equal ones become one batch."""
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any
-
-from sqlalchemy.sql.base import Executable
+from typing import TYPE_CHECKING, Any
 
 from gateway.store.script import Deferred
+
+if TYPE_CHECKING:
+    from sqlalchemy.sql.base import Executable
 
 
 def merge(writes: Sequence[Sequence[Deferred]]) -> list[Deferred]:

@@ -92,7 +92,8 @@ async def finish_all(driver: Driver, finishes: Sequence[Finish]) -> list[Excepti
             results.update((finish.history_id, error) for finish in part)
         except StoreError as error:
             if len(part) == 1:
-                results[part[0].history_id] = error
+                again = await _decided(driver, part, error, results)
+                results.update((finish.history_id, error) for finish in again)
             else:
                 middle = len(part) // 2
                 parts += [(part[middle:], rounds), (part[:middle], rounds)]

@@ -63,7 +63,7 @@ def _changes(dialect: Dialect, column: dict[str, str], row: str = "") -> str:
  lasterror = coalesce({column["error"]}, {row}lasterror),
  completedat = CASE WHEN {status} = 5 THEN NULL ELSE {dialect.now} END,
  scheduledat = CASE WHEN {status} = 5 THEN {dialect.later(column["delay"])} ELSE {row}scheduledat END,
- priority = {row}priority - CASE WHEN {status} = 5 AND {row}priority > -2147483648 THEN 1 ELSE 0 END,
+ priority = {row}priority - CASE WHEN {status} = 5 AND {row}priority > -2147483647 THEN 1 ELSE 0 END,
  retrycount = {row}retrycount + {column["failed"]}, claimtoken = NULL, modifiedon = {dialect.now},
  rowversionstamp = {row}rowversionstamp + 1"""
 
@@ -167,12 +167,15 @@ def _finish_mysql(dialect: Dialect, rows: list[_Row], finishes: Sequence[Finish]
 
 @cache
 def _update_set(dialect: Dialect, count: int) -> str:
-    """Return an UPDATE that takes its rows from a derived table, joined by the primary key in its order."""
-    names = ", ".join(f"%s AS {name}" for name, _ in FIELDS)
+    """Return an UPDATE that takes its rows from a derived table, joined by the primary key in its order.
+
+    The derived table's names are none of `queue_jobs`: MySQL would not know which of the two is to be set.
+    """
+    names = ", ".join(f"%s AS new_{name}" for name, _ in FIELDS)
     marks = f" UNION ALL SELECT {dialect.placeholders(len(FIELDS))}" * (count - 1)
-    changes = _changes(dialect, {name: f"f.{name}" for name, _ in FIELDS}, "q.")
-    return f"""UPDATE (SELECT {names}{marks}) AS f STRAIGHT_JOIN queue_jobs q
- ON q.id = f.id AND q.claimtoken = f.token SET {changes}"""
+    changes = _changes(dialect, {name: f"f.new_{name}" for name, _ in FIELDS}, "q.")
+    return f"""UPDATE (SELECT {names}{marks}) AS f STRAIGHT_JOIN queue_jobs q FORCE INDEX (PRIMARY)
+ ON q.id = f.new_id AND q.claimtoken = f.new_token SET {changes}"""
 
 
 def _histories(dialect: Dialect, rows: list[_Row], finishes: Sequence[Finish]) -> list[tuple[Any, ...]]:

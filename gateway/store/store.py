@@ -107,6 +107,12 @@ class Store:
         """For handlers' own use only."""
         return self._driver.engine
 
+    @property
+    def alive_for(self) -> float:
+        """For how many seconds this process has been seen alive without a gap."""
+        since = None if self._presence is None else self._presence.alive_since
+        return 0.0 if since is None else monotonic() - since
+
     # -- in ------------------------------------------------------------------------------------------------------------
 
     async def ingest(
@@ -243,9 +249,8 @@ class Store:
 
     async def rescue(self) -> Rescue:
         """Give back the jobs of dead processes, in small batches, each crash counted against its jobs."""
-        since = None if self._presence is None else self._presence.alive_since
         holders = await self._driver.read(lambda: upkeep.owners(self._dialect))
-        dead = self._watch.dead(holders, 0.0 if since is None else monotonic() - since)
+        dead = self._watch.dead(holders, self.alive_for)
         rescued = failed = 0
         nobody = [upkeep.Owner(None, 0.0, lock=False, held=False)] if any(owner.id is None for owner in holders) else []
         for owner in [*dead, *nobody]:
