@@ -33,7 +33,6 @@ class Attempt:
         "_begun",
         "_pushes",
         "_started",
-        "_task",
         "_timer",
         "abandoned",
         "effects",
@@ -42,6 +41,7 @@ class Attempt:
         "job",
         "seconds",
         "stop",
+        "task",
         "timeout",
         "transaction",
     )
@@ -55,13 +55,14 @@ class Attempt:
         self.effects = effects
         self.timeout = timeout
         self.stop: Stop | None = None
+        self.task: asyncio.Task[None] | None = None
+        """Calls the handler."""
         self.abandoned = False
         self.ended = False
         self.seconds = 0.0
         self._begun = False
         self._pushes = 0
         self._started = 0.0
-        self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
 
     @property
@@ -69,11 +70,10 @@ class Attempt:
         """Seconds since the handler was called."""
         return time.monotonic() - self._started if self._begun else 0.0
 
-    def begin(self, task: asyncio.Task[None], expire: Callable[["Attempt"], None]) -> None:
-        """Note the task that is to call the handler; `expire` is called when its time is up."""
-        self._task = task
-        if self.timeout is not None:
-            self._timer = asyncio.get_running_loop().call_later(self.timeout, expire, self)
+    def arm(self, expire: Callable[["Attempt"], None]) -> None:
+        """Call `expire` when the handler's time is up."""
+        if self.timeout is not None and self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(max(0.0, self.timeout - self.age), expire, self)
 
     async def call(self, threads: Threads, maintenance: Maintenance | None) -> tuple[Any, BaseException | None]:
         """Call the handler and return what it returned and what it raised. Raises nothing, whatever it raised."""
@@ -112,8 +112,8 @@ class Attempt:
             give_up(self)
             return
         self._pushes += 1
-        if self._task is not None and self._begun:
-            self._task.cancel()
+        if self.task is not None and self._begun:
+            self.task.cancel()
         self._timer = asyncio.get_running_loop().call_later(patience, self.push, patience, give_up)
 
     def abandon(self) -> None:

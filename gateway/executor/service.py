@@ -207,6 +207,8 @@ class Executor:
 
     def _handler(self, name: str) -> Handler | None:
         """Return a handler; one that cannot be loaded is told once, and its jobs are left for other instances."""
+        if name not in self._known:
+            return None
         try:
             handler = self._resolve(name)
         except Exception as error:  # noqa: BLE001 - an import can raise anything
@@ -217,7 +219,7 @@ class Executor:
         return handler
 
     def _retries_of(self, name: str) -> int:
-        handler = self._handler(name) if name in self._known else None
+        handler = self._handler(name)
         wish = None if handler is None else handler.options.max_retries
         return self._max_retries if wish is None else wish
 

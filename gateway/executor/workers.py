@@ -50,7 +50,7 @@ class Workers:
         self._variables: Variables = copy_context()
         self._running: set[Attempt] = set()
         self._abandoned: set[Attempt] = set()
-        self._draining = False
+        self._fresh: list[Attempt] = []
         self.ready: deque[tuple[QueueJob, Handler]] = deque()
         """Accepted jobs for which no worker is free yet."""
         self.appetite = Appetite(count)
@@ -109,10 +109,20 @@ class Workers:
         attempt.effects.on_progress = partial(self._progress.note, attempt)
         self._running.add(attempt)
         emit("job.started", job=job.id, handler=handler.name, attempt=job.attempt)
-        task = asyncio.get_running_loop().create_task(
-            self._run(attempt), name=TASK_PREFIX + handler.name, context=self._variables.copy()
+        loop = asyncio.get_running_loop()
+        attempt.task = asyncio.Task(
+            self._run(attempt), loop=loop, name=TASK_PREFIX + handler.name, context=self._variables.copy()
         )
-        attempt.begin(task, self._expire)
+        if not self._fresh:
+            loop.call_soon(self._arm)
+        self._fresh.append(attempt)
+
+    def _arm(self) -> None:
+        """Set the timers of those that did not end in their first step, as most do not need one."""
+        fresh, self._fresh = self._fresh, []
+        for attempt in fresh:
+            if not attempt.ended:
+                attempt.arm(self._expire)
 
     async def _run(self, attempt: Attempt) -> None:
         result, error = await attempt.call(self._threads, self._maintenance)
