@@ -127,11 +127,12 @@ def safe_headers(pairs: Iterable[tuple[str, str]]) -> CIMultiDict[str]:
     Raises a permanent `DeliveryError` for a name or value that could end the header and begin something else.
     """
     headers: CIMultiDict[str] = CIMultiDict()
+    spelling: dict[str, str] = {}  # one for each name, as aiohttp loses repeats in another case
     for name, value in pairs:
         if not _TOKEN.fullmatch(name) or _UNSAFE.search(value):
             raise DeliveryError(f"the header {name!r} cannot be sent: it holds a control character", permanent=True)
         if name.lower() not in FRAMING:
-            headers.add(name, value)
+            headers.add(spelling.setdefault(name.lower(), name), value)
     return headers
 
 

@@ -14,9 +14,11 @@ from yarl import URL
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 Origin = tuple[str, int]
 
-_METADATA = {
-    ipaddress.ip_address("168.63.129.16")
-}  # Azure's, on a public address; the others are link-local or private
+_SPECIAL = (
+    ipaddress.ip_network("168.63.129.16/32"),  # Azure's metadata, on a public address; the others' are private
+    ipaddress.ip_network("192.0.0.0/24"),  # protocol assignments, of which older Pythons know a few only
+    ipaddress.ip_network("192.88.99.0/24"),  # relays from IPv4 to 6to4
+)
 _NAT64 = (ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Network("64:ff9b:1::/48"))
 _COMPATIBLE = ipaddress.IPv6Network("::/96")
 
@@ -36,7 +38,7 @@ def is_public(address: IPAddress) -> bool:
     return (
         address.is_global
         and not (address.is_multicast or address.is_reserved or address.is_unspecified)
-        and address not in _METADATA
+        and not any(address in network for network in _SPECIAL)
     )
 
 
