@@ -97,9 +97,7 @@ class Guard:
             raise TransactionRefused("the job's transaction is over")
         if self._refused is not None:
             raise TransactionRefused(str(self._refused))
-        compiled = getattr(context, "compiled", None)
-        construct = getattr(compiled, "statement", None)
-        if not isinstance(construct, SavepointClause | RollbackToSavepointClause | ReleaseSavepointClause):
+        if _savepoint(context) is None:
             reason = refusal(statement)
             if reason is not None:
                 raise self.refuse(reason)
@@ -117,17 +115,27 @@ class Guard:
         else:
             self._errors.append((len(self._savepoints), cause))
 
-    def savepoint(self, name: str) -> None:
-        """Note a new savepoint."""
-        self._savepoints.append(name)
-
-    def leave(self, name: str, *, undone: bool) -> None:
-        """Note the end of a savepoint. Undone, it takes the errors inside it along."""
-        if name in self._savepoints:
-            depth = self._savepoints.index(name)
+    def done(self, context: Any) -> None:
+        """Note that a statement succeeded. A savepoint rolled back takes the errors inside it along."""
+        self.running = False
+        clause = _savepoint(context)
+        if isinstance(clause, SavepointClause):
+            self._savepoints.append(str(clause.ident))
+        elif clause is not None and str(clause.ident) in self._savepoints:
+            depth = self._savepoints.index(str(clause.ident))
             del self._savepoints[depth:]
+            undone = isinstance(clause, RollbackToSavepointClause)
             kept = [(min(at, depth), error) for at, error in self._errors if at <= depth or not undone]
             self._errors = kept
+
+
+_Savepoint = SavepointClause | RollbackToSavepointClause | ReleaseSavepointClause
+
+
+def _savepoint(context: Any) -> _Savepoint | None:
+    """Return SQLAlchemy's own savepoint statement, if this is one."""
+    construct = getattr(getattr(context, "compiled", None), "statement", None)
+    return construct if isinstance(construct, _Savepoint) else None
 
 
 def _guard(connection: Connection | None) -> Guard | None:
@@ -143,34 +151,16 @@ def watch(engine: Engine) -> None:
             guard.check(statement, context)
 
     @event.listens_for(engine, "after_cursor_execute")
-    def _(connection: Connection, _c: Any, _s: str, _p: Any, _x: Any, _m: bool) -> None:
+    def _(connection: Connection, _c: Any, _s: str, _p: Any, context: Any, _m: bool) -> None:
         if guard := _guard(connection):
-            guard.running = False
+            guard.done(context)
 
     @event.listens_for(engine, "handle_error")
     def _(context: ExceptionContext) -> None:
         if (guard := _guard(context.connection)) and context.execution_context is not None:
             guard.failed(context.original_exception)
 
-    _watch_savepoints(engine)
     _watch_ends(engine)
-
-
-def _watch_savepoints(engine: Engine) -> None:
-    @event.listens_for(engine, "savepoint")
-    def _(connection: Connection, name: str) -> None:
-        if guard := _guard(connection):
-            guard.savepoint(name)
-
-    @event.listens_for(engine, "rollback_savepoint")
-    def _(connection: Connection, name: str, _x: Any) -> None:
-        if guard := _guard(connection):
-            guard.leave(name, undone=True)
-
-    @event.listens_for(engine, "release_savepoint")
-    def _(connection: Connection, name: str, _x: Any) -> None:
-        if guard := _guard(connection):
-            guard.leave(name, undone=False)
 
 
 def _watch_ends(engine: Engine) -> None:
