@@ -117,7 +117,7 @@ def _claim_mysql(dialect: Dialect, claim: Claim, select: Any) -> Script[list[Que
 def _claimed(row: Any, claim: Claim, now: Any) -> list[Any]:
     """Give a row that was locked, then changed, what the change put into it."""
     values = list(row[:-1])
-    values[11], values[16], values[26] = int(JobStatus.PROCESSING), now, values[26] + 1
+    values[11], values[16], values[25], values[26] = int(JobStatus.PROCESSING), now, now, values[26] + 1
     values[27], values[28] = f"{claim.token}-{row[0]}", claim.owner
     return values
 

@@ -4,6 +4,7 @@ Safe to repeat with the same job ids, which is how a lost COMMIT is resolved.
 """
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 
 from gateway.connector import Receipt
 from gateway.crashpoint import reach
-from gateway.errors import PositionLost, StoreError
+from gateway.errors import DataRefused, PositionLost, StoreError
 from gateway.job import NewJob
 from gateway.store.driver import Dialect
 from gateway.store.insert import NAMES, PER_ROW, VALUES, clock, insert_jobs
@@ -151,17 +152,21 @@ def owners(dialect: Dialect, batch: Batch) -> Script[None]:
 _MOVE = """UPDATE source_positions SET nextoffset = $6, topicid = $5, updatedat = {now}
  WHERE connector = $1 AND cluster = $2 AND topic = $3 AND {partition} = $4 AND nextoffset = $7"""
 _FIRST = """INSERT INTO source_positions (connector, cluster, topic, {partition}, topicid, nextoffset)
- VALUES ($1, $2, $3, $4, $5, $6) """
+ VALUES ($1, $2, $3, $4, $5, $6)"""
 
 
 def _move(dialect: Dialect, move: PositionMove) -> Script[None]:
     values = (move.connector, move.cluster, move.topic, move.partition, move.topic_id, move.next_offset)
-    if move.held is None:
-        statement = compose(dialect, _FIRST + dialect.ignore("connector"))(*values)
-    else:
-        statement = compose(dialect, _MOVE)(*values, move.held)
-    if (yield statement).count != 1:
-        raise _lost([move])
+    if move.held is not None:
+        if (yield compose(dialect, _MOVE)(*values, move.held)).count != 1:
+            raise _lost([move])
+        return
+    try:
+        yield compose(dialect, _FIRST)(*values)
+    except DataRefused as refused:
+        if re.search("duplicate|unique", str(refused), re.IGNORECASE):
+            raise _lost([move]) from refused
+        raise
 
 
 def _lost(moves: Sequence[PositionMove]) -> PositionLost:

@@ -122,7 +122,8 @@ class Claiming(Suite):
         await database.sql("INSERT INTO queue_jobs (id, handler, metadata) VALUES ('three', 'h', '[1, 2]')")
         await database.sql("INSERT INTO queue_jobs (id, handler, metadata) VALUES ('four', 'h', '\"text\"')")
         await database.sql(
-            "INSERT INTO queue_jobs (id, handler, payload, payloadencoding) VALUES ('five', 'h', 'no base64!', 'base64')"
+            "INSERT INTO queue_jobs (id, handler, payload, payloadencoding)"
+            " VALUES ('five', 'h', 'no base64!', 'base64')"
         )
         await database.sql("INSERT INTO queue_jobs (id, handler, metadata) VALUES ('six', 'gateway.publish', NULL)")
 
