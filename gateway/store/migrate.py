@@ -114,7 +114,7 @@ def _config(**keywords: Any) -> Any:
 def _revision(connection: Connection) -> str | None:
     if not inspect(connection).has_table(VERSION_TABLE):
         return None
-    found: str | None = connection.scalar(text(f"SELECT max(version_num) FROM {VERSION_TABLE}"))  # noqa: S608 - a constant
+    found: str | None = connection.scalar(text(f"SELECT max(version_num) FROM {VERSION_TABLE}"))
     return found
 
 
