@@ -73,7 +73,7 @@ DIALECT = Dialect(
     returning=False,
     arrays=False,
     moment=_moment,
-    lock_held=lambda column: f"(IS_USED_LOCK(CONCAT('gateway:', SHA1({column}))) IS NOT NULL)",
+    lock_held=lambda column: f"(IS_USED_LOCK(CONCAT('gateway:', SHA1(COALESCE({column}, '')))) IS NOT NULL)",
 )
 
 
