@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from gateway.errors import DeliveryError
 from gateway.message import Message
@@ -15,6 +15,12 @@ class StrictModel(BaseModel):
     """Base of every configuration model: frozen, no unknown keys, no silent conversion, secrets never in `repr`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True)
+
+    def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
+        """Show numbers and sections only: any text may have come from a secret file or the environment."""
+        for name, value in super().__repr_args__():
+            shown = value is None or isinstance(value, bool | int | float | StrictModel | SecretStr)
+            yield name, value if shown else ...
 
 
 class ForwardTarget(StrictModel):

@@ -80,7 +80,7 @@ def test_a_connector_that_is_an_extra_names_the_command(package):
 
 
 def test_a_name_like_no_other_gets_the_list_of_all():
-    with pytest.raises(PluginNotFound, match="there are: .*http, memory"):
+    with pytest.raises(PluginNotFound, match=r"there are: .*http, memory"):
         plugins.connector_class("qqqqqqqq")
 
 
@@ -122,7 +122,7 @@ def test_a_name_registered_by_two_packages_is_refused(package):
     package("[gateway.handlers]\nsame = json:dumps\n", name="shop")
     package("[gateway.handlers]\nsame = json:loads\n", name="other")
 
-    with pytest.raises(PluginNotFound, match="'same' is registered twice.*from (shop|other) 1.0 and "):
+    with pytest.raises(PluginNotFound, match=r"'same' is registered twice.*from (shop|other) 1.0 and "):
         plugins.handler("same")
 
 

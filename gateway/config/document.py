@@ -17,6 +17,8 @@ MAX_BYTES: Final = 256 * 1024
 MAX_NODES: Final = 20_000
 MAX_DEPTH: Final = 40
 
+_FLOAT = re.compile(r"[-+]? ( (0|[1-9][0-9]*) (\.[0-9]* | (?=[eE])) | \.[0-9]+ ) ([eE][-+]?[0-9]{1,3})?", re.VERBOSE)
+
 Scalar: TypeAlias = str | int | float | bool | None
 Path: TypeAlias = tuple[str | int, ...]
 
@@ -96,19 +98,9 @@ def typed(text: str) -> Scalar:
         return text.lower() == "true"
     if re.fullmatch(r"[-+]?(0|[1-9][0-9]{0,17})", text):
         return int(text)
-    if re.fullmatch(r"[-+]?(0|[1-9][0-9]*)?(\.[0-9]+|[0-9]\.)?([eE][-+]?[0-9]{1,3})?", text) and re.search(
-        r"[0-9]", text
-    ):
-        number = _float(text)
-        return number if number is not None and math.isfinite(number) else text
-    return text
-
-
-def _float(text: str) -> float | None:
-    try:
+    if _FLOAT.fullmatch(text) and math.isfinite(float(text)):
         return float(text)
-    except ValueError:
-        return None
+    return text
 
 
 class _Refused(Exception):  # noqa: N818 - carries a mistake out of the depths of the parser
