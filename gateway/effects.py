@@ -101,8 +101,8 @@ class Effects:
         key = options.get("key")
         message = Message(
             topic=options["topic"],
-            key=key.encode("utf-8", "surrogateescape") if isinstance(key, str) else key,
-            headers=_headers(options.get("headers", ())),
+            key=None if key is None else encode_key(key),
+            headers=encode_headers(options.get("headers", ())),
             content_type=options.get("content_type") or content_type,
         )
         job = NewJob(
@@ -133,7 +133,7 @@ class Effects:
             priority=_priority(options.get("priority", 0)),
             max_retries=self._retries(handler, options.get("max_retries")),
             parent_id=self._job.id,
-            ordering_key=None if key is None else ordering_key(handler, key.encode("utf-8", "surrogateescape")),
+            ordering_key=None if key is None else ordering_key(handler, encode_key(key)),
         )
         self.outgoing.append(job)
         return job.id
@@ -176,7 +176,16 @@ def ordering_key(scope: str, key: bytes) -> str:
     return f"{scope[:128]}\x1f\x1f{digest}"
 
 
-def _headers(headers: Headers) -> tuple[tuple[str, bytes], ...]:
+def encode_key(key: str | bytes) -> bytes:
+    """Return a key's bytes. Raises `PayloadError` for text that is none."""
+    try:
+        return key.encode() if isinstance(key, str) else bytes(key)
+    except (UnicodeEncodeError, TypeError) as error:
+        raise PayloadError(f"the key is neither bytes nor text: {error}") from error
+
+
+def encode_headers(headers: Headers) -> tuple[tuple[str, bytes], ...]:
+    """Return headers as pairs of name and bytes. Raises `ValueError` for what is none."""
     pairs = headers.items() if isinstance(headers, Mapping) else headers
     try:
         return tuple((str(name), value.encode() if isinstance(value, str) else bytes(value)) for name, value in pairs)

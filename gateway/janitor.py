@@ -123,7 +123,8 @@ class Upkeep:
             before = jobs[-1].sequence
             for job in jobs:
                 recent = job.completed_at is not None and job.completed_at >= since
-                if recent and job.retry_count < attempts:
+                used_up = job.retry_count > job.max_retries  # else it failed for good before its last attempt
+                if recent and used_up and job.retry_count < attempts:
                     again = await self._store.retry(job.id)
                     retried += again is not None and again.status is JobStatus.PENDING
         return retried

@@ -131,6 +131,8 @@ async def test_every_loop_shows_its_beat(janitor, running):
 
 async def test_failed_jobs_get_one_more_attempt_on_demand(store):
     failed = await ended(store, Discard("no"), 3)
+    await write(store, "UPDATE queue_jobs SET maxretries = 0")
+    [for_good] = await ended(store, Discard("no"))
     [done] = await ended(store, Completed())
     await write(store, "UPDATE queue_jobs SET completedat = '2020-01-01 00:00:00.000000' WHERE id = :id", id=failed[0])
 
@@ -141,6 +143,7 @@ async def test_failed_jobs_get_one_more_attempt_on_demand(store):
         JobStatus.PENDING,
         JobStatus.PENDING,
     ]
+    assert await _is(store, for_good, JobStatus.FAILED)
     assert await _is(store, done, JobStatus.COMPLETED)
 
 
