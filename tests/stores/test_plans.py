@@ -277,3 +277,32 @@ async def test_every_statement_uses_its_index(database_url):
         assert not lines, "\n".join(lines)
     finally:
         await driver.close()
+
+
+@pytest.mark.database
+async def test_a_claim_that_goes_on_reads_none_of_what_is_dead(postgresql_url):
+    await migrate(postgresql_url)
+    driver = await open_driver(postgresql_url)
+    try:
+        await rows(postgresql_url, fill("postgresql"))
+        async with old_snapshot(postgresql_url):
+            for statement in CHURN:
+                await rows(postgresql_url, statement)
+            at_the_front = await pages_read(driver, FRONT)
+            going_on = await pages_read(driver, (-2, 50_000))
+    finally:
+        await driver.close()
+    assert going_on * 5 < at_the_front
+
+
+async def pages_read(driver, after):
+    sql = claiming("run", ["h"], after)(driver.dialect).send(None)
+
+    def script():
+        found = yield Sql(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {sql.text}", sql.args, "rows")
+        raise Explained(list(nodes(found.rows[0][0][0]["Plan"])))
+
+    with pytest.raises(Explained) as caught:
+        await driver.run(script)
+    (index_scan,) = (node for node in caught.value.plans if node.get("Index Name") == "ix_queue_jobs_ready")
+    return index_scan["Shared Hit Blocks"] + index_scan["Shared Read Blocks"]
