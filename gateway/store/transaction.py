@@ -133,13 +133,13 @@ class JobTransaction:
         self.guard = Guard(wire)
         self._engine, self._wire, self._run, self._seconds, self._turn = engine, wire, run, seconds, turn
         self._lent: Turn | None = None
-        self._opening: asyncio.Task[JobConnection] | None = None
+        self._opening: asyncio.Future[JobConnection] | None = None
         self._connection: JobConnection | None = None
         self._raw: Any = None
         self._broken = False
         self._session: JobSession | None = None
         self._finishing: asyncio.Task[Any] | None = None
-        self._ending: asyncio.Task[None] | None = None
+        self._ending: asyncio.Future[None] | None = None
 
     @property
     def opened(self) -> bool:
@@ -165,9 +165,17 @@ class JobTransaction:
             return self._connection
         if self.guard.ended:
             raise TransactionRefused("the job's transaction is over")
-        if self._opening is None:
-            self._opening = asyncio.get_running_loop().create_task(self._open())
-        return await asyncio.shield(self._opening)
+        if self._opening is not None:
+            return await asyncio.shield(self._opening)
+        self._opening = asyncio.get_running_loop().create_future()
+        try:
+            self._connection = await self._open()
+        except BaseException as error:
+            self._opening.set_exception(self.guard.outage or StoreUnavailable(_text(error)))
+            self._opening.exception()  # seen: nobody else need have asked
+            raise
+        self._opening.set_result(self._connection)
+        return self._connection
 
     def bind(self) -> Connection:
         """Return the sync connection, from within SQLAlchemy's greenlet."""
@@ -197,7 +205,7 @@ class JobTransaction:
 
     async def rollback(self) -> None:
         """Roll back and give the connection back, or wait for a `finish` under way. Idempotent and bounded."""
-        if self._finishing is not None:
+        if self._finishing is not None and not self._finishing.done():
             await asyncio.shield(asyncio.gather(self._finishing, return_exceptions=True))
         await self._rollback()
 
@@ -205,7 +213,18 @@ class JobTransaction:
         if self._ending is None:
             self.guard.ended = True
             self._ending = asyncio.get_running_loop().create_task(self._end())
-        await asyncio.shield(self._ending)
+        if not self._ending.done():
+            await asyncio.shield(self._ending)
+
+    async def _conclude(self) -> None:
+        """Do as `_rollback`, in the task that finishes: no cancellation reaches it."""
+        if self._ending is None:
+            self.guard.ended = True
+            self._ending = asyncio.get_running_loop().create_future()
+            try:
+                await self._end()
+            finally:
+                self._ending.set_result(None)
 
     async def _open(self) -> JobConnection:
         connection = JobConnection(self._engine, self.guard)
@@ -223,12 +242,11 @@ class JobTransaction:
                 sync.execution_options(**{OPTION: self.guard})
                 sync.begin()
         except BaseException as error:
-            await self._give_back(connection, broken=True)
+            await asyncio.shield(asyncio.ensure_future(self._give_back(connection, broken=True)))
             if not isinstance(error, Exception):
                 raise
             self.guard.outage = error if isinstance(error, StoreError) else StoreUnavailable(_text(original(error)))
             raise self.guard.outage from error
-        self._connection = connection
         return connection
 
     async def _begun(self, connection: JobConnection) -> bool:
@@ -257,7 +275,7 @@ class JobTransaction:
             value = await drive(make(), self._execute)
             await self._commit(resolve)
         finally:
-            await self._rollback()
+            await self._conclude()
         return value
 
     async def _flush(self, session: JobSession) -> None:
@@ -291,7 +309,7 @@ class JobTransaction:
                 raise translate(fault, error) from error
             lost = unknown(error)
             self._broken = True
-            await self._rollback()  # frees what the answer may need: on SQLite, the writer
+            await self._conclude()  # frees what the answer may need: on SQLite, the writer
             if resolve is None:
                 raise lost from error
             if not await self._resolved(resolve, lost):
@@ -313,9 +331,8 @@ class JobTransaction:
         opening = self._opening
         if opening is None:
             return
-        if not opening.done():
-            opening.cancel()
-        await asyncio.gather(opening, return_exceptions=True)
+        if not opening.done():  # in a task that does not heed its cancellation; opening has a deadline
+            await asyncio.wait([opening], timeout=2 * self._seconds)
         connection = self._connection
         if connection is None:
             return  # never opened, and given back by whoever tried
