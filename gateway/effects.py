@@ -177,20 +177,30 @@ def ordering_key(scope: str, key: bytes) -> str:
 
 
 def encode_key(key: str | bytes) -> bytes:
-    """Return a key's bytes. Raises `PayloadError` for text that is none."""
+    """Return a key's bytes. Raises `PayloadError` for what has none."""
     try:
-        return key.encode() if isinstance(key, str) else bytes(key)
-    except (UnicodeEncodeError, TypeError) as error:
-        raise PayloadError(f"the key is neither bytes nor text: {error}") from error
+        return _bytes(key)
+    except (TypeError, ValueError) as error:
+        raise PayloadError(f"a key is bytes or text: {error}") from error
 
 
 def encode_headers(headers: Headers) -> tuple[tuple[str, bytes], ...]:
-    """Return headers as pairs of name and bytes. Raises `ValueError` for what is none."""
+    """Return headers as pairs of name and bytes. Raises `PayloadError` for what is none."""
     pairs = headers.items() if isinstance(headers, Mapping) else headers
     try:
-        return tuple((str(name), value.encode() if isinstance(value, str) else bytes(value)) for name, value in pairs)
+        return tuple((str(name), _bytes(value)) for name, value in pairs)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"headers are names with text or bytes: {error}") from error
+        raise PayloadError(f"headers are names with bytes or text: {error}") from error
+
+
+def _bytes(value: object) -> bytes:
+    match value:
+        case str():
+            return value.encode()
+        case bytes() | bytearray() | memoryview():
+            return bytes(value)
+        case _:
+            raise TypeError(f"{value!r} is neither")
 
 
 def _metadata(metadata: Json) -> Json:

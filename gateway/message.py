@@ -132,8 +132,11 @@ def _pack(value: bytes) -> str | dict[str, str]:
 
 def _unpack(value: Any) -> bytes:
     if isinstance(value, dict) and isinstance(value.get("base64"), str):
-        return base64.b64decode(value["base64"])
-    return value.encode() if isinstance(value, str) else json.dumps(value).encode()
+        try:
+            return base64.b64decode(value["base64"])
+        except ValueError:
+            return str(value["base64"]).encode("utf-8", "replace")
+    return value.encode("utf-8", "replace") if isinstance(value, str) else json.dumps(value).encode()
 
 
 def _headers(value: Any) -> tuple[tuple[str, bytes], ...]:
