@@ -87,22 +87,25 @@ def single(dialect: Dialect, batch: Batch) -> bool:
     return dialect.arrays and bool(batch.jobs) and not needs_clock(batch.jobs)
 
 
-def ingest(dialect: Dialect, batch: Batch) -> Script[None]:
+def ingest(dialect: Dialect, batch: Batch) -> Script[bool]:
     """Insert a batch's jobs and dedupe keys and move its positions.
 
-    Raises `PositionLost` if a position is not where it is believed to be: then nothing of it may be committed. On
-    PostgreSQL the keys that were there already are looked up by `owners` afterwards; elsewhere that is done here.
+    Raises `PositionLost` if a position is not where it is believed to be: then nothing of it may be committed.
+    False: some keys were there before, and `owners` has still to look them up.
     """
+    known = True
     if dialect.arrays and batch.jobs:
-        yield from _ingest_postgresql(dialect, batch)
+        inserted = yield from _ingest_postgresql(dialect, batch)
+        known = not batch.mine or inserted == len(batch.jobs)
     else:
-        if batch.owners:
+        if batch.mine:
             yield from _insert_keys(dialect, batch)
             yield from owners(dialect, batch)
         yield from insert_jobs(dialect, batch.stored())
         for move in sorted(batch.moves, key=lambda move: (move.cluster, move.topic, move.partition)):
             yield from _move(dialect, move)
     reach("ingest.written")
+    return known
 
 
 def stored(dialect: Dialect, batch: Batch) -> Script[bool]:
@@ -137,16 +140,18 @@ def _insert_keys(dialect: Dialect, batch: Batch) -> Script[None]:
 _OWNERS = "SELECT keyhash, jobid, bodyhash FROM inbound_dedupe"
 
 
-def owners(dialect: Dialect, batch: Batch) -> Script[None]:
-    """Look up which jobs stand for the batch's keys, and note them in the batch."""
+def owners(dialect: Dialect, batch: Batch) -> Script[bool]:
+    """Look up which jobs stand for the batch's keys, and note them in the batch; False if some key has none."""
     keys = [key for key, _ in _keys(batch)]
     if dialect.arrays:
         where, arguments = "= ANY($2::bytea[])", list[Any]([keys])
     else:
         where, arguments = f"IN ({dialect.placeholders(len(keys), 2)})", list[Any](keys)
     text = f"{_OWNERS} WHERE connector = {dialect.placeholder(1)} AND keyhash {where}"
-    for key, job_id, body_hash in (yield Sql(text, [batch.connector, *arguments], "rows")).rows:
+    rows = (yield Sql(text, [batch.connector, *arguments], "rows")).rows
+    for key, job_id, body_hash in rows:
         batch.owners[bytes(key)] = Owner(job_id, bytes(body_hash))
+    return len(rows) == len(keys)
 
 
 _MOVE = """UPDATE source_positions SET nextoffset = $6, topicid = $5, updatedat = {now}
@@ -180,19 +185,19 @@ _KEYED: Fields = (*NEW_COLUMNS, ("keyhash", "bytea"), ("bodyhash", "bytea"), ("c
 _PER_KEY = PER_ROW | {"keyhash", "bodyhash"}
 
 
-def _ingest_postgresql(dialect: Dialect, batch: Batch) -> Script[None]:
+def _ingest_postgresql(dialect: Dialect, batch: Batch) -> Script[int]:
     now = (yield from clock(dialect)) if needs_clock(batch.jobs) else None
     rows: list[tuple[Any, ...]] = [new_row(dialect, job, now) for job in batch.jobs]
     fields: Fields = NEW_COLUMNS
     per_row = PER_ROW
-    if batch.owners:
+    if batch.mine:
         by_id = {owner.job_id: (key, owner.body_hash) for key, owner in batch.mine.items()}
         rows = [(*row, *by_id.get(row[0], (None, None)), batch.connector) for row in rows]
         fields, per_row = _KEYED, _PER_KEY
     source, arguments = spread(fields, rows, per_row)
-    text = _text(dialect, source, len(arguments) + 1, keyed=bool(batch.owners), moves=bool(batch.moves))
+    text = _text(dialect, source, len(arguments) + 1, keyed=bool(batch.mine), moves=bool(batch.moves))
     try:
-        yield Sql(text, [*arguments, *_move_arrays(batch.moves)])
+        return (yield Sql(text, [*arguments, *_move_arrays(batch.moves)])).count
     except StoreError as error:
         if "division by zero" in str(error):
             raise _lost(batch.moves) from error

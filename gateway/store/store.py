@@ -1,7 +1,6 @@
 """The store: its verbs, each a script run by the database's driver."""
 
 import asyncio
-import json
 import uuid
 from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import timedelta
@@ -9,6 +8,7 @@ from importlib import metadata
 from time import monotonic
 from typing import Self
 
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.connector import Receipt, StoredPosition
@@ -24,7 +24,7 @@ from gateway.store.ending import JobTransaction, finish_all
 from gateway.store.ingest import Batch, ingest, owners, single, stored
 from gateway.store.insert import insert_jobs
 from gateway.store.migrate import check_version
-from gateway.store.rows import needs_clock
+from gateway.store.rows import encode_document, needs_clock
 from gateway.store.values import (
     Arrival,
     Finish,
@@ -45,6 +45,14 @@ POSTPONE_SECONDS = 1.0
 
 def _nobody(_lanes: set[str]) -> None:
     """Wake nobody."""
+
+
+async def _verify(driver: Driver, seconds: float) -> None:
+    try:
+        async with asyncio.timeout(seconds), driver.engine.connect() as connection:
+            await check_version(connection)
+    except (SQLAlchemyError, OSError, TimeoutError) as error:
+        raise StoreUnavailable(f"cannot read the schema's version: {error}") from error
 
 
 class Store:
@@ -80,8 +88,7 @@ class Store:
         """
         driver = await open_driver(url, pool_size=pool_size, statement_timeout=statement_timeout)
         try:
-            async with driver.engine.connect() as connection:
-                await check_version(connection)
+            await _verify(driver, statement_timeout)
             incarnation = f"{instance[:200]}/{uuid.uuid4()}"
             presence = None
             if present:
@@ -126,20 +133,26 @@ class Store:
             return []
         batch = Batch(connector, arrivals, moves)
         reach("ingest.start")
+        for _ in range(3):
+            if await self._ingest(batch):
+                break
+        else:
+            raise StoreUnavailable("dedupe keys vanish as they are read; try again")
+        reach("ingest.committed")
+        self._ready(batch.stored())
+        return batch.receipts()
+
+    async def _ingest(self, batch: Batch) -> bool:
+        """Return whether every key of the batch has its job: one that expired meanwhile has none."""
         try:
-            await self._driver.run(
-                lambda: ingest(self._dialect, batch),
-                retry=True,
-                single=single(self._dialect, batch),
+            known = await self._driver.run(
+                lambda: ingest(self._dialect, batch), retry=True, single=single(self._dialect, batch)
             )
         except PositionLost:
             if not await self._driver.read(lambda: stored(self._dialect, batch)):
                 raise
-        if batch.owners and self._dialect.arrays:
-            await self._driver.read(lambda: owners(self._dialect, batch))
-        reach("ingest.committed")
-        self._ready(batch.stored())
-        return batch.receipts()
+            known = not batch.mine
+        return known or await self._driver.read(lambda: owners(self._dialect, batch))
 
     async def enqueue(self, jobs: Sequence[NewJob], connection: Caller | None = None) -> None:
         """Insert jobs, all or none, in order.
@@ -233,7 +246,7 @@ class Store:
 
     async def report(self, job: QueueJob, progress: Json) -> None:
         """Write a running job's progress, at once and apart from its transaction; nothing if its claim is lost."""
-        text = json.dumps(progress)
+        text = encode_document(progress)
         await self._driver.run(lambda: operate.report(self._dialect, job, text), retry=True, single=True)
 
     # -- upkeep --------------------------------------------------------------------------------------------------------
@@ -357,7 +370,7 @@ class Store:
         for job in jobs:
             if job.delay > 0 or job.scheduled_at is not None:
                 lanes.add(Lane.DUE)
-            elif not job.status.final:
+            if job.delay <= 0 and not job.status.final:
                 lane = Lane.of(job)
                 lanes.add(lane)
                 cursor = self._cursors.get(lane)
