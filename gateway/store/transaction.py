@@ -143,8 +143,9 @@ class JobTransaction:
 
     @property
     def opened(self) -> bool:
-        """Whether the handler has used it."""
-        return self._opening is not None
+        """Whether the handler has used it: an object added to the session counts, though it is written only later."""
+        session = self._session
+        return self._opening is not None or (session is not None and bool(session.new or session.deleted))
 
     @property
     def outage(self) -> StoreError | None:
