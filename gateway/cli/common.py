@@ -1,4 +1,7 @@
-"""What all commands share: options, exit codes, output that a person likes to read, and the store."""
+"""What all commands share: options, exit codes, output that a person likes to read, and the store.
+
+The store, and what belongs to it, is imported where a command needs it: it takes longer than all the rest.
+"""
 
 import asyncio
 import json
@@ -7,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from contextlib import asynccontextmanager
 from enum import IntEnum
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeAlias, TypeVar
 
 import typer
 from rich.console import Console
@@ -16,8 +19,9 @@ from rich.text import Text
 
 from gateway.config import Config, load_config
 from gateway.errors import MigrationError
-from gateway.store import Store
-from gateway.store.url import engine_url
+
+if TYPE_CHECKING:
+    from gateway.store import Store
 
 T = TypeVar("T")
 
@@ -58,17 +62,21 @@ def finish(coroutine: Coroutine[Any, Any, T]) -> T:
 
 def missing_file(config: Config) -> Path | None:
     """Return the SQLite file that the configuration names, if it is not there yet."""
+    from gateway.store.url import engine_url
+
     url = engine_url(config.database.url.get_secret_value())
     file = Path(url.database or "") if url.get_backend_name() == "sqlite" else None
     return None if file is None or file.exists() else file
 
 
 @asynccontextmanager
-async def opened(config: Config) -> AsyncIterator[Store]:
+async def opened(config: Config) -> AsyncIterator["Store"]:
     """Open the database as an operator does: nothing is claimed, no heartbeat says that an instance is here.
 
     Raises `MigrationError` for an SQLite file that does not exist, instead of leaving an empty one behind.
     """
+    from gateway.store import Store
+
     missing = missing_file(config)
     if missing is not None:
         raise MigrationError(f"there is no file {missing} yet; `gateway run` or `gateway migrate` creates it")
@@ -86,7 +94,7 @@ async def opened(config: Config) -> AsyncIterator[Store]:
         await store.close()
 
 
-def with_store(path: Path | None, work: Callable[[Store], Awaitable[T]]) -> T:
+def with_store(path: Path | None, work: Callable[["Store"], Awaitable[T]]) -> T:
     """Return what `work` makes of the configured database's store."""
     config = load(path)
 

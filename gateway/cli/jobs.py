@@ -3,18 +3,18 @@
 import json
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
-from gateway.admin.rows import history_as_json, job_as_json, status_word
 from gateway.cli.common import Code, ConfigOption, JsonOption, clean, fail, note, out, print_json, table, with_store
-from gateway.effects import encode_body
 from gateway.job import PUBLISH, Direction, JobHistory, JobStatus, JobType, NewJob, QueueJob
 from gateway.message import Json
-from gateway.store import JobFilter, Store
+
+if TYPE_CHECKING:
+    from gateway.store import Store
 
 app = typer.Typer(name="jobs", help="List, show, create, cancel and retry jobs.", no_args_is_help=True)
 
@@ -48,6 +48,9 @@ def list_jobs(
     as_json: JsonOption = False,
 ) -> None:
     """List jobs, the newest first."""
+    from gateway.admin.rows import job_as_json
+    from gateway.store import JobFilter
+
     wanted = JobFilter(
         status=JobStatus[status.name] if status else None,
         handler=handler,
@@ -69,8 +72,9 @@ def list_jobs(
 @app.command()
 def show(job_id: JobId, config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Show a job with its payload, and each of its attempts."""
+    from gateway.admin.rows import history_as_json, job_as_json
 
-    async def work(store: Store) -> tuple[QueueJob | None, list[JobHistory]]:
+    async def work(store: "Store") -> tuple[QueueJob | None, list[JobHistory]]:
         return await store.get(job_id), await store.history(job_id)
 
     job, histories = with_store(config, work)
@@ -103,6 +107,8 @@ def create(
     as_json: JsonOption = False,
 ) -> None:
     """Create a job for a handler, and print its id. A running gateway sees it at its next poll at the latest."""
+    from gateway.effects import encode_body
+
     if handler == PUBLISH or not handler.strip():
         fail("messages are sent with `gateway send`; a job needs the name of a handler", Code.USAGE)
     job = NewJob(
@@ -139,6 +145,8 @@ def retry(job_id: JobId, config: ConfigOption = None, as_json: JsonOption = Fals
 
 
 def _changed(job: QueueJob | None, job_id: str, wanted: JobStatus, *, as_json: bool) -> None:
+    from gateway.admin.rows import job_as_json, status_word
+
     if job is None:
         _not_found(job_id)
     if job.status is not wanted:
@@ -183,6 +191,8 @@ def _print_job(console: Console, job: QueueJob, row: Json) -> None:
 
 
 def _status(status: int) -> Text:
+    from gateway.admin.rows import status_word
+
     return Text(status_word(status), _STYLES.get(JobStatus(status), "") if status in set(JobStatus) else "")
 
 

@@ -7,10 +7,8 @@ from typing import Annotated
 
 import typer
 
-from gateway.admin.rows import job_as_json, status_word
 from gateway.cli.common import Code, ConfigOption, JsonOption, fail, finish, load, opened, print_json
 from gateway.config import Config
-from gateway.effects import ordering_key
 from gateway.job import PUBLISH, Direction, JobStatus, JobType, NewJob, QueueJob
 from gateway.message import Message
 from gateway.plugins import did_you_mean
@@ -51,6 +49,8 @@ def send(
 
 
 def _job(config: Config, connector: str, message: Message) -> NewJob:
+    from gateway.effects import ordering_key
+
     return NewJob(
         handler=PUBLISH,
         payload=message.body,
@@ -77,6 +77,8 @@ async def _send(config: Config, job: NewJob, seconds: float) -> QueueJob | NewJo
 
 
 def _report(job: QueueJob | NewJob, *, wait: float, as_json: bool) -> None:
+    from gateway.admin.rows import job_as_json, status_word
+
     if as_json:
         print_json(job_as_json(job, payload=False) if isinstance(job, QueueJob) else {"id": job.id})
     else:

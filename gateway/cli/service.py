@@ -7,7 +7,6 @@ import typer
 
 from gateway.cli.common import ConfigOption, finish, load, note
 from gateway.stop import StopSignal
-from gateway.store.migrate import migrate as migrate_store
 
 
 class Level(StrEnum):
@@ -49,5 +48,7 @@ def run(
 
 def migrate(config: ConfigOption = None) -> None:
     """Bring the database's schema to this program's version. Safe to repeat, and to run from many places at once."""
+    from gateway.store.migrate import migrate as migrate_store
+
     applied = finish(migrate_store(load(config).database.url.get_secret_value()))
     note(f"applied {', '.join(applied)}" if applied else "nothing to do, the schema is up to date")

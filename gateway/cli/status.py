@@ -5,7 +5,6 @@ from typing import Any
 
 from rich.console import Console
 
-from gateway.admin.rows import moment, status_word
 from gateway.cli.common import ConfigOption, JsonOption, finish, load, opened, out, print_json, table
 from gateway.config import AdminConfig, Config
 from gateway.message import Json
@@ -23,6 +22,8 @@ def status(config: ConfigOption = None, as_json: JsonOption = False) -> None:
 
 
 async def _report(config: Config) -> Json:
+    from gateway.admin.rows import moment, status_word
+
     async with opened(config) as store:
         numbers, instances = await store.statistics(), await store.instances()
     return {
