@@ -44,8 +44,8 @@ class BasicAuth(StrictModel):
     """User and password."""
 
     type: Literal["basic"]
-    username: str = Field(min_length=1)
-    password: SecretStr = Field(min_length=1)
+    username: str = Field(min_length=1, description="user that may send, or is sent")
+    password: SecretStr = Field(min_length=1, description="of that user")
 
     def authenticate(self, headers: Headers) -> Caller:
         """Compare both. Raises `Refusal` 401."""
@@ -69,7 +69,7 @@ class BearerAuth(StrictModel):
     """A token, or several while one replaces the other; each is a principal of its own."""
 
     type: Literal["bearer"]
-    token: Secrets
+    token: Secrets = Field(description="token, or several of which any is accepted and the first is sent")
 
     def authenticate(self, headers: Headers) -> Caller:
         """Compare with each token. Raises `Refusal` 401."""
@@ -84,8 +84,8 @@ class ApiKeyAuth(StrictModel):
     """A token in a header of its own."""
 
     type: Literal["api_key"]
-    token: Secrets
-    header: str = Field(default="X-API-Key", pattern=r"^[A-Za-z0-9-]+$")
+    token: Secrets = Field(description="token, or several of which any is accepted and the first is sent")
+    header: str = Field(default="X-API-Key", pattern=r"^[A-Za-z0-9-]+$", description="header that carries it")
 
     def authenticate(self, headers: Headers) -> Caller:
         """Compare with each token. Raises `Refusal` 401."""
@@ -103,8 +103,10 @@ class HmacAuth(StrictModel):
     """
 
     type: Literal["hmac"]
-    secret: Secrets
-    scheme: Literal["standard-webhooks", "github"] = "standard-webhooks"
+    secret: Secrets = Field(description="shared secret of 16 bytes at least, or several while one replaces the other")
+    scheme: Literal["standard-webhooks", "github"] = Field(
+        default="standard-webhooks", description="what is signed, and in which headers"
+    )
     tolerance: float = Field(default=300, gt=0, le=3600, description="seconds a signature is valid, both ways")
 
     @field_validator("secret")

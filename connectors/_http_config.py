@@ -26,7 +26,9 @@ class HttpEntry(InboundEntry):
     """One route. Its captures in braces become the message's parameters."""
 
     path: str = Field(description="path template, as in /messages/{topic}; a capture is one segment")
-    methods: Sequence[Literal["POST", "PUT", "PATCH", "DELETE"]] = Field(default=("POST",), min_length=1)
+    methods: Sequence[Literal["POST", "PUT", "PATCH", "DELETE"]] = Field(
+        default=("POST",), min_length=1, description="HTTP methods of this route"
+    )
     auth: InboundAuth | None = Field(None, description="who may send; required off loopback")
     query: Sequence[str] = Field(default=(), description="query parameters to keep as the message's parameters")
 
