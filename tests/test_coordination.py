@@ -1,6 +1,8 @@
 import asyncio
 from time import monotonic
 
+import pytest
+
 from gateway.coordination import Wakeup
 
 
@@ -56,3 +58,23 @@ async def test_every_waiter_of_a_lane_wakes():
 
     async with asyncio.timeout(1):
         await asyncio.gather(*waiting)
+
+
+@pytest.mark.parametrize("turns", range(4))
+async def test_a_cancellation_that_comes_with_the_edge_is_not_lost(turns):
+    wake = Wakeup()
+
+    async def wait_for_ever():
+        while True:
+            await wake.wait("run", timeout=30)
+
+    task = asyncio.create_task(wait_for_ever())
+    await asyncio.sleep(0)
+    wake.set("run")
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    task.cancel()
+
+    _, stuck = await asyncio.wait([task], timeout=1)
+
+    assert not stuck

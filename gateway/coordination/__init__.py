@@ -28,7 +28,8 @@ class Wakeup:
         """Return when `lane` is set, at once if it was since the last wait, and after `timeout` seconds at most."""
         event = self._lane(lane)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(event.wait(), timeout)
+            async with asyncio.timeout(timeout):  # not wait_for, which loses a cancellation that comes with the event
+                await event.wait()
         event.clear()
 
     def _lane(self, lane: str) -> asyncio.Event:
