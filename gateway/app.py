@@ -1,10 +1,10 @@
 """The gateway as a whole: built from a configuration, run by the command line or inside another program."""
 
 import asyncio
+import contextlib
 import os
 import sys
 import threading
-import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -83,8 +83,9 @@ class Gateway:
     async def serve(self, stop: Stop) -> None:
         """Run until `stop`, then stop in order.
 
-        A stop that does not come to an end, because a handler cannot be stopped, is ended by force soon after the
-        grace. Raises what keeps the gateway from starting, such as `MigrationError`.
+        A handler that cannot be stopped does not hold it up: once everything else is in order, and soon after the
+        grace at the latest, the process is ended by force. So this is for programs that do nothing else. Raises
+        what keeps the gateway from starting, such as `MigrationError`.
         """
         force = _Force(stop, self._config.gateway.grace + LAST_SECONDS)
         stopping = asyncio.create_task(stop.wait())
@@ -98,10 +99,8 @@ class Gateway:
             starting.cancel()
             stopping.cancel()
             await asyncio.gather(starting, stopping, return_exceptions=True)
-            abandoned = await self._stop(self._config.gateway.grace)
-        force.in_order()
-        if abandoned:
-            force.now()
+            await self._stop(self._config.gateway.grace)
+            await force.in_order()
 
     async def enqueue(
         self,
@@ -260,9 +259,7 @@ class Gateway:
             failures += 1
             await asyncio.sleep(back_off(failures))
 
-    async def _stop(self, grace: float) -> int:
-        """Stop what runs; return how many handlers could not be stopped."""
-        released = abandoned = 0
+    async def _stop(self, grace: float) -> None:
         if self._services is not None and not self._stopping:
             self._stopping = True
             emit("gateway.stopping", grace=grace)
@@ -271,7 +268,6 @@ class Gateway:
         self._stopping = True
         await self._open.aclose()
         self._services = self._store = None
-        return abandoned
 
     def _new_job(self, handler: str, payload: Any, options: EnqueueOptions) -> NewJob:
         """Return a job made by the same rules as a handler's `enqueue`, but nobody's child."""
@@ -291,21 +287,28 @@ class _Force:
     def __init__(self, stop: Stop, seconds: float) -> None:
         self._stop = stop
         self._seconds = seconds
-        self._code = 1
+        self._tasks = asyncio.all_tasks()
+        self._over = threading.Event()
         threading.Thread(target=self._watch, name="hard stop", daemon=True).start()
 
-    def in_order(self) -> None:
-        """Say that all is stopped and nothing can be lost any more."""
-        self._code = 0
-
-    def now(self) -> None:
-        """End the process without waiting for handlers that cannot be stopped."""
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-        os._exit(self._code)
+    async def in_order(self) -> None:
+        """Say that all is stopped and written; what ignores that would keep the process from its end, so end it."""
+        self._over.set()
+        threads = asyncio.create_task(asyncio.get_running_loop().shutdown_default_executor())
+        await asyncio.wait({threads}, timeout=1.0)
+        if asyncio.all_tasks() - self._tasks:
+            _leave(0)
 
     def _watch(self) -> None:
         while not self._stop.requested:
-            time.sleep(0.25)
-        time.sleep(self._seconds)
-        os._exit(self._code)
+            if self._over.wait(0.25):
+                return
+        if not self._over.wait(self._seconds):
+            _leave(1)
+
+
+def _leave(code: int) -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
