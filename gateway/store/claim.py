@@ -8,6 +8,7 @@ import secrets
 import time
 from collections.abc import Collection
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 from gateway.job import JobStatus, QueueJob
@@ -17,7 +18,9 @@ from gateway.store.script import Script
 from gateway.store.statement import Statement, compose
 
 RESCAN_SECONDS = 0.25
-"""How long a claim may start behind the front, where retries and late commits appear."""
+"""How long claims may start behind the front, where retries and late commits appear."""
+RESCAN_SHARE = 20
+"""Looking at the front takes at most one part in so many of the time, however many dead entries stand there."""
 
 _READY = """readylane = $1 {after} AND (scheduledat IS NULL OR scheduledat <= {{now}}) {known}
  AND (orderingkey IS NULL OR NOT EXISTS (SELECT 1 FROM queue_jobs e WHERE e.waitingkey = j.orderingkey
@@ -56,24 +59,28 @@ class Cursor:
     """Where the next claim of one lane starts."""
 
     place: Place = FRONT
-    scanned: float = 0.0
+    started: float = 0.0
+    rescan_at: float = 0.0
 
     def start(self) -> Place:
         """Return the place after which to look; the front if that was long ago."""
-        if time.monotonic() - self.scanned > RESCAN_SECONDS:
-            self.rewind()
+        self.started = time.monotonic()
+        if self.started >= self.rescan_at:
+            self.place = FRONT
+        if self.place == FRONT:
+            self.rescan_at = inf
         return self.place
 
     def rewind(self) -> None:
-        """Start at the front again."""
-        self.place, self.scanned = FRONT, time.monotonic()
+        """Start at the front again, also if a claim is under way."""
+        self.place, self.rescan_at = FRONT, 0.0
 
     def move(self, jobs: list[QueueJob], limit: int) -> None:
-        """Go on behind the last claimed job, or rewind if there was none left."""
-        if len(jobs) < limit:
-            self.rewind()
-        else:
-            self.place = (-jobs[-1].priority, jobs[-1].sequence)
+        """Go on behind the last claimed job, or start at the front again if there was none left."""
+        now = time.monotonic()
+        if self.rescan_at == inf:
+            self.rescan_at = now + max(RESCAN_SECONDS, RESCAN_SHARE * (now - self.started))
+        self.place = (-jobs[-1].priority, jobs[-1].sequence) if len(jobs) >= limit else FRONT
 
 
 @dataclass(frozen=True, slots=True)
