@@ -97,6 +97,8 @@ class Guard:
             raise TransactionRefused("the job's transaction is over")
         if self._refused is not None:
             raise TransactionRefused(str(self._refused))
+        if self._fatal is not None:  # the database is outside of the transaction: what follows would commit alone
+            self.verify()
         if _savepoint(context) is None:
             reason = refusal(statement)
             if reason is not None:

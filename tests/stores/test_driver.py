@@ -221,6 +221,24 @@ async def test_callers_cancelled_anywhere_leave_no_transaction_open(driver: Driv
     assert [n for n in found if n < 1000] == [n - 1000 for n in found if n >= 1000], seed
 
 
+async def test_a_connection_cancelled_while_it_begins_is_not_lent_again(server_database_url: str) -> None:
+    async with FaultProxy(*address(server_database_url)) as proxy:
+        driver = await open_driver(through(server_database_url, proxy), statement_timeout=5.0)
+        await driver.run(one(Sql(CREATE)))
+        assert isinstance(driver, ServerDriver)
+        (lane,) = driver.own._free
+        proxy.stall()
+        task = asyncio.ensure_future(driver.run(one(add(driver, 1))))
+        await until(lambda: driver.own.lent)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        proxy.heal()
+        await driver.run(one(add(driver, 2)))
+        assert lane not in driver.own._free
+        assert await numbers(driver) == [2]
+        await driver.close()
+
+
 async def test_a_deadlock_is_run_again(server_database_url: str) -> None:
     driver = await open_driver(server_database_url, statement_timeout=8.0)
     await driver.run(one(Sql(CREATE)))

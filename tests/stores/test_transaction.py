@@ -317,8 +317,10 @@ async def test_a_deadlock_is_never_forgiven(mariadb_url: str) -> None:
             try:
                 async with transaction.savepoint():
                     await transaction.session.execute(text(f"UPDATE effects SET note = 'x' WHERE id = {n}"))
-            except DBAPIError:
+            except (DBAPIError, TransactionPoisoned):
                 swallowed += 1
+                with pytest.raises(TransactionPoisoned):
+                    await transaction.session.execute(text("INSERT INTO effects (id) VALUES (50)"))
             await asyncio.sleep(0.05)
         try:
             await transaction.finish(script("UPDATE effects SET note = 'y' WHERE id = 3"), resolve=None)
