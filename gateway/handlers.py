@@ -155,9 +155,11 @@ def _url(to: ForwardTarget, message: Message) -> URL:
     if "{" in re.split(r"[/?#]", to.url.partition("://")[2])[0]:
         raise Discard("to.url has its host written out: a message cannot choose it")
     try:
-        return URL(_fill(to.url, message.parameters, encoded=True), encoded=True)
+        url = URL(_fill(to.url, message.parameters, encoded=True), encoded=True)
+        origin(url)  # raises for a port that is none
     except ValueError as error:
         raise Discard(f"to.url is no URL: {error}") from error
+    return url
 
 
 def _printable(key: bytes | None) -> Any:
