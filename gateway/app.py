@@ -8,12 +8,12 @@ import threading
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol, Self, Unpack
 
 from sqlalchemy.engine import make_url
 
-from gateway import __version__
 from gateway.admin import Admin, ConnectorView, Metrics
 from gateway.config import Config, load_config
 from gateway.coordination import Wakeup
@@ -160,6 +160,11 @@ class Gateway:
         return self._config.gateway.name
 
     @property
+    def version(self) -> str:
+        """Version of this program."""
+        return version("ingestion-gateway")
+
+    @property
     def store(self) -> Store:
         """The open store. Raises `StoreUnavailable` while the database was not reached yet."""
         if self._store is None:
@@ -220,7 +225,7 @@ class Gateway:
         store.listen(self._wake.set_all)
         self._services = Services(self._config, store, self._handlers, self._wake)
         self._services.start()
-        emit("gateway.started", instance=store.incarnation, version=__version__)
+        emit("gateway.started", instance=store.incarnation, version=self.version)
 
     def _wake_lanes(self, lanes: set[str]) -> None:
         for lane in lanes:

@@ -37,7 +37,7 @@ ROUTES = [
 class Running:
     """A gateway as the admin listener sees it."""
 
-    instance = "test"
+    instance, version = "test", "1.2.3"
     handlers = ("known", PUBLISH)
     facts = MappingProxyType({"jobs": {"enabled": True}})
 

@@ -31,6 +31,10 @@ class Running(Protocol):
         """Name of this instance."""
 
     @property
+    def version(self) -> str:
+        """Version of this program."""
+
+    @property
     def store(self) -> Store:
         """The open store. Raises `StoreUnavailable` while it was not reached yet."""
 

@@ -6,7 +6,6 @@ from typing import Any
 
 from aiohttp import web
 
-from gateway import __version__
 from gateway.admin.metrics import Metrics
 from gateway.admin.rows import moment, status_word
 from gateway.admin.running import ConnectorView, Running
@@ -45,7 +44,7 @@ class StatusRoutes:
         connectors = {view.name: _connector(view) for view in running.connectors}
         parts: Json = {
             "instance": running.instance,
-            "version": __version__,
+            "version": running.version,
             "live": not running.late,
             "ready": fault is None and not running.unready,
             "database": {"state": "connected" if fault is None else "unavailable", "reason": fault},
