@@ -70,7 +70,7 @@ class Shell:
     def run(self, command: str) -> str:
         done = subprocess.run(
             ["bash", "-c", self.here(command)], cwd=self.folder, env=self.environment, stdin=subprocess.DEVNULL,
-            capture_output=True, text=True, timeout=60, check=False,
+            capture_output=True, text=True, timeout=120, check=False,
         )  # fmt: skip
         assert done.returncode == 0, f"{command}: {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done.stdout
@@ -139,7 +139,7 @@ def test_writing_a_handler(shell: Shell) -> None:
     for command in [c for block in blocks("Write a handler", "console") for c in block.commands]:
         printed = shell.run(command)
     assert "order.place" in printed
-    shell.run(f"{BIN}/python -m pytest -q -p no:cacheprovider -o asyncio_mode=auto test_shop.py")
+    shell.run("python -m pytest -q -p no:cacheprovider -o asyncio_mode=auto test_shop.py")
 
 
 def test_configuring(shell: Shell) -> None:

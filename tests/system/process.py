@@ -12,6 +12,7 @@ from typing import Any
 import aiohttp
 import yaml
 
+from gateway.store.migrate import migrate
 from tests.services import free_port
 from tests.system.database import Database
 from tests.system.waiting import until
@@ -80,19 +81,9 @@ class Gateway(Admin):
             "connectors": connectors,
         }
 
-    def command(self, *arguments: str, deadline: float = 60) -> str:
-        """Run another command with the same configuration; return what it printed. Fails unless it exits with 0."""
-        done = subprocess.run(
-            [*GATEWAY, *arguments, "--config", str(self.config)],
-            cwd=self.config.parent, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=deadline,
-            check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, f"gateway {' '.join(arguments)}: {done.returncode}\n{done.stdout}\n{done.stderr}"
-        return done.stdout
-
     async def prepare(self, database: Database) -> None:
         """Bring the schema and the example's ledger into an empty database."""
-        self.command("migrate")
+        await migrate(database.url)
         await database.create_ledger()
 
     def start(self, **environment: str) -> None:

@@ -35,7 +35,7 @@ class Client:
                 assert self.accepted.setdefault(key, answer) == answer, f"{key} got two jobs"
                 return answer
             self.repeated += 1
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.1)
 
     async def _once(self, path: str, key: str, data: str) -> str | None:
         headers = {"Idempotency-Key": key, "Content-Type": "application/json"}
