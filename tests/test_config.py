@@ -11,7 +11,7 @@ from gateway.config import Config, find_config, json_schema, load_config, parse_
 from gateway.config.document import typed
 from gateway.errors import ConfigError
 
-CANARY = "canary-5e1f0c7a"
+CANARY = "canary_5e1f0c7a"
 
 
 def parse(text: str, **environment: str) -> Config:
@@ -225,6 +225,8 @@ def leaks(error: BaseException) -> bool:
         "database: {url: '${C}', pool_size: '${C}'}",
         "database: {url: '${C}://user:${C}@host/x'}",
         "database: {url: 'oracle://user:${C}@host/x', statement_timeout: '${C}'}",
+        "connectors: {a: {type: http, listen: '${C}', url: '${C}', inbound: [{path: '{${C}', auth: {type: '${C}'}}]}}",
+        "connectors: {a: {type: http, method: '${C}', auth: {type: hmac, secret: '${C}', scheme: '${C}'}}}",
         "jobs: '${C}'",
         "jobs: {workers: '${C}', enabled: '${C}', lease: '1${C}'}",
         "connectors: {a: {type: '${C}'}, b: '${C}', c: {type: memory, broker: ['${C}'], inbound: '${C}'}}",
@@ -232,7 +234,7 @@ def leaks(error: BaseException) -> bool:
         "handlers: {a: '${C}', b: '${C}:${C}:x', c: 'canary.x:y'}\njobs: 1",
         "gateway: {admin: {listen: '0.0.0.0:1', token: ''}, name: 'x ${C}'}",
         # written in the file itself
-        f"database: {{url: 'mysql+{CANARY}://u:{CANARY}@h/x', password: {CANARY}}}\n",
+        f"database: {{url: 'mysql+x://u:{CANARY}@h/x', password: {CANARY}}}\n",
         f"gateway: {{name: ' {CANARY}', grace: {CANARY}, admin: {{listen: {CANARY}}}}}",
         f"gateway: {{admin: {{token: [{CANARY}]}}}}",
         f"gateway: {{admin: {{token: !{CANARY} x}}}}",
