@@ -6,6 +6,7 @@ import hmac
 import json
 import time
 import zlib
+from functools import partial
 
 import pytest
 
@@ -17,6 +18,7 @@ from tests.connectors.http_tools import entry, serving
 TOKEN, OTHER = "token-number-one", "token-number-two"
 SECRET = "0123456789abcdef0123456789abcdef"
 KEY = SECRET.encode()
+packed = partial(gzip.compress, mtime=0)  # the same bytes in every test process
 
 
 async def test_the_answer_is_202_with_the_job():
@@ -255,8 +257,8 @@ async def test_github_signatures():
 @pytest.mark.parametrize(
     ("encoding", "pack"),
     [
-        ("gzip", gzip.compress),
-        ("x-gzip", gzip.compress),
+        ("gzip", packed),
+        ("x-gzip", packed),
         ("GZIP", lambda body: gzip.compress(body[:3]) + gzip.compress(body[3:])),
         ("deflate", zlib.compress),
         ("deflate", lambda body: zlib.compress(body)[2:-4]),
@@ -275,15 +277,15 @@ async def test_bodies_are_unpacked(encoding, pack):
     ("encoding", "body", "status"),
     [
         ("br", b"x", 415),
-        ("gzip, gzip", gzip.compress(gzip.compress(b"x")), 415),
+        ("gzip, gzip", packed(packed(b"x")), 415),
         ("gzip", b"not gzip", 400),
-        ("gzip", gzip.compress(b"x" * 100)[:-9], 400),
-        ("gzip", gzip.compress(b"x") + b"rubbish", 400),
+        ("gzip", packed(b"x" * 100)[:-9], 400),
+        ("gzip", packed(b"x") + b"rubbish", 400),
         ("deflate", b"\x78\x9cnot", 400),
         ("deflate", zlib.compress(b"x") + b"rubbish", 400),
-        ("gzip", gzip.compress(b"\0" * 50_000_000), 413),
+        ("gzip", packed(b"\0" * 50_000_000), 413),
         ("deflate", zlib.compress(b"\0" * 50_000_000), 413),
-        ("gzip", gzip.compress(b"\0" * 600_000) * 2, 413),
+        ("gzip", packed(b"\0" * 600_000) * 2, 413),
     ],
 )
 async def test_what_cannot_be_unpacked_is_refused(encoding, body, status):
@@ -302,7 +304,7 @@ async def test_the_largest_body_is_taken_and_one_byte_more_is_not():
     async with serving(max_body=1000) as client:
         assert (await client.post("/messages/a", b"x" * 1000)).status == 202
         assert (
-            await client.post("/messages/a", gzip.compress(b"x" * 1000), headers={"Content-Encoding": "gzip"})
+            await client.post("/messages/a", packed(b"x" * 1000), headers={"Content-Encoding": "gzip"})
         ).status == 202
         assert (await client.post("/messages/a", pieces(10))).status == 202
         refused = [await client.post("/messages/a", b"x" * 1001), await client.post("/messages/a", pieces(11))]
