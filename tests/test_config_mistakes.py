@@ -137,7 +137,8 @@ def test_all_mistakes_are_told_at_once_in_the_order_of_the_file():
             "jobs: {qqqqq: 1}",
             (
                 "1: jobs.qqqqq: unknown key, there are: enable_metrics, enabled, job_history_retention_days,"
-                " lease, max_retries, poll_interval, retry_delay, retry_max_delay, scheduler_check_interval, timeout, workers"
+                " lease, max_retries, poll_interval, retry_delay, retry_max_delay, scheduler_check_interval,"
+                " timeout, workers"
             ),
         ),
         ("notes: [x]", "1: notes: unknown key, there are: connectors, database, gateway, handlers, jobs"),
