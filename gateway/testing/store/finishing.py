@@ -74,6 +74,11 @@ class Finishing(Suite):
         assert [row.retry_count for row in rows if row] == [0, 1, 1, 0]
         assert [row.priority for row in rows if row] == [0, -1, 0, 0]
         histories = [(await store.history(job.id))[0] for job in claimed]
+        retried, failed = rows[1], histories[1]
+        assert retried is not None
+        assert retried.scheduled_at is not None
+        assert failed.completed_at is not None
+        assert 990 < (retried.scheduled_at - failed.completed_at).total_seconds() < 1010
         assert [history.status for history in histories] == [JobStatus(n) for n in (3, 4, 4, 6)]
         assert [history.result for history in histories] == ["Success", "Error: again", "Error: never", "Cancelled"]
         assert {history.output_data for history in histories} == {"answer"}
