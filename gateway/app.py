@@ -177,6 +177,11 @@ class Gateway:
         return {*self._handlers, PUBLISH}
 
     @property
+    def running(self) -> int:
+        """How many handlers run now."""
+        return 0 if self._services is None else self._services.executor.running
+
+    @property
     def late(self) -> Mapping[str, float]:
         """The loops that have not turned within their limit, and for how many seconds."""
         if self._services is None:
@@ -216,6 +221,7 @@ class Gateway:
 
     async def _start(self) -> None:
         self._began = asyncio.get_running_loop().time()
+        self._stopping = False
         await self._serve_admin()
         self._store = store = await self._open_store()
         self._open.push_async_callback(store.close)

@@ -178,7 +178,10 @@ class _Sender:
 
     def _sent(self, task: asyncio.Task[None]) -> None:
         job = self._sends.pop(task)
-        if task.cancelled():
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            emit("service.error", service=self.loop.name, error=error)
+        if error is not None or task.cancelled():
             self._give_back(job)
 
     def _give_back(self, job: QueueJob) -> None:

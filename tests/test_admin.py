@@ -37,7 +37,7 @@ ROUTES = [
 class Running:
     """A gateway as the admin listener sees it."""
 
-    instance, version = "test", "1.2.3"
+    instance, version, running = "test", "1.2.3", 4
     handlers = ("known", PUBLISH)
     facts = MappingProxyType({"jobs": {"enabled": True}})
 
@@ -330,6 +330,7 @@ async def test_metrics_count_events_and_show_the_present(client, store, metrics)
         'gateway_jobs{status="pending"} 1.0',
         "gateway_jobs_unknown_handler 1.0",
         "gateway_database_up 1.0",
+        "gateway_jobs_running 4.0",
     ):
         assert line in text_.splitlines()
 

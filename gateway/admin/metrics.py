@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
@@ -39,7 +39,6 @@ class Metrics:
         self._batch = self._histogram("ingest_batch_size", "messages per commit", ("connector",), _COUNTS)
         self._commit = self._histogram("ingest_commit_seconds", "duration of a commit", ("connector",))
         self._claimed = self._counter("jobs_claimed", "rows claimed", ("lane",))
-        self._running = Gauge("gateway_jobs_running", "attempts in progress", registry=self._registry)
         self._finished = self._counter("jobs_finished", "attempts that ended", ("handler", "status"))
         self._run_time = self._histogram("job_run_seconds", "duration of an attempt", ("handler",))
         self._lost = self._counter("jobs_lost", "attempts whose lease was taken; nothing was written")
@@ -104,10 +103,7 @@ class Metrics:
         match event:
             case "job.claimed":
                 self._claimed.labels(fields["lane"]).inc(fields["count"])
-            case "job.started":
-                self._running.inc()
             case "job.finished":
-                self._running.dec()
                 handler = self._handler(fields["handler"])
                 self._finished.labels(handler, str(fields["status"]).lower()).inc()
                 self._run_time.labels(handler).observe(fields["seconds"])
@@ -134,6 +130,7 @@ class _Snapshot:
             return
         running, statistics = self.of
         yield from _connectors(running)
+        yield GaugeMetricFamily("gateway_jobs_running", "handlers that run now", running.running)
         yield GaugeMetricFamily(
             "gateway_database_up", "whether the database answered this scrape", float(statistics is not None)
         )

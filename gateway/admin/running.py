@@ -43,6 +43,10 @@ class Running(Protocol):
         """Names of the handlers that this process knows."""
 
     @property
+    def running(self) -> int:
+        """How many handlers run now."""
+
+    @property
     def late(self) -> Mapping[str, float]:
         """The loops that have not turned within their limit, and for how many seconds."""
 
