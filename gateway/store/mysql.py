@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from typing import Any, Self
 
 import asyncmy
-from asyncmy.constants import CLIENT
 from asyncmy.errors import Error, OperationalError
 from sqlalchemy import URL, event
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
@@ -44,8 +43,10 @@ _LOCK_WAIT = 3
 _IN_TRANSACTION = 1
 """SERVER_STATUS_IN_TRANS."""
 
+_CONNECT: dict[str, Any] = {"charset": "utf8mb4", "autocommit": True}
 _SET_OPTION, _ONE_STATEMENT = 0x1B, b"\x01\x00"
-"""COM_SET_OPTION, MYSQL_OPTION_MULTI_STATEMENTS_OFF."""
+"""COM_CONNECT: dict[str, Any] = {"charset": "utf8mb4", "autocommit": True}
+_SET_OPTION, MYSQL_OPTION_MULTI_STATEMENTS_OFF."""
 
 _NOW = "UTC_TIMESTAMP(6)"
 _PACKET = 4096
@@ -169,7 +170,6 @@ class MysqlDriver(ServerDriver):
             engine=engine,
             seconds=seconds,
         )
-        self._url = url
 
     @classmethod
     async def open(cls, url: URL, *, pool_size: int, statement_timeout: float) -> Self:
@@ -188,7 +188,8 @@ class MysqlDriver(ServerDriver):
 
         async def connect() -> Session:
             async with asyncio.timeout(seconds):
-                raw = await asyncmy.connect(**_arguments(self._url, seconds))
+                _, arguments = self.engine.dialect.create_connect_args(self.engine.url)
+                raw = await asyncmy.connect(**dict(arguments) | _CONNECT, connect_timeout=seconds)
                 await _prepare(raw, ours=False)
             return Session(WIRE, raw, raw.ensure_closed)
 
@@ -231,24 +232,10 @@ class MysqlDriver(ServerDriver):
         """MySQL has no such call."""
 
 
-def _arguments(url: URL, seconds: float) -> dict[str, Any]:
-    return {
-        "host": url.host or "localhost",
-        "port": url.port or 3306,
-        "user": url.username,
-        "password": url.password or "",
-        "db": url.database,
-        "charset": "utf8mb4",
-        "connect_timeout": seconds,
-        "client_flag": CLIENT.FOUND_ROWS,
-        "autocommit": True,
-    }
-
-
 def _engine(url: URL, seconds: float, *, ours: bool, **pool: Any) -> AsyncEngine:
     engine = create_async_engine(
         url,
-        connect_args={"connect_timeout": seconds, "charset": "utf8mb4", "autocommit": True},
+        connect_args=_CONNECT | {"connect_timeout": seconds},
         isolation_level="AUTOCOMMIT",
         skip_autocommit_rollback=True,
         **pool,

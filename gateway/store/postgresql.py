@@ -22,7 +22,7 @@ from gateway.store.pool import Pool
 from gateway.store.presence import Identity, ServerPresence, Session
 from gateway.store.script import Result, Script, Sql
 from gateway.store.server import OWN, READERS, ServerDriver
-from gateway.store.sockets import keepalive
+from gateway.store.sockets import keepalive, tls
 
 _PLAIN = {
     "application_name": "gateway",
@@ -231,12 +231,9 @@ class PostgresqlDriver(ServerDriver):
 
 
 def _engine(url: URL, settings: dict[str, str], seconds: float, **pool: Any) -> AsyncEngine:
+    plain, arguments = _address(url, settings, seconds)
     engine = create_async_engine(
-        url,
-        connect_args={"server_settings": _PLAIN | settings, "timeout": seconds},
-        isolation_level="AUTOCOMMIT",
-        skip_autocommit_rollback=True,
-        **pool,
+        plain, connect_args=arguments, isolation_level="AUTOCOMMIT", skip_autocommit_rollback=True, **pool
     )
 
     @event.listens_for(engine.sync_engine, "connect")
@@ -246,19 +243,21 @@ def _engine(url: URL, settings: dict[str, str], seconds: float, **pool: Any) -> 
     return engine
 
 
+def _address(url: URL, settings: dict[str, str], seconds: float) -> tuple[URL, dict[str, Any]]:
+    """Return the URL as SQLAlchemy takes it, and what else asyncpg must know."""
+    arguments: dict[str, Any] = {"server_settings": _PLAIN | settings, "timeout": seconds}
+    secure = tls(url)
+    if secure is not None:
+        arguments["ssl"] = secure
+    return url.difference_update_query(["sslmode", "sslrootcert"]), arguments
+
+
 async def _connect(url: URL, settings: dict[str, str], seconds: float) -> Any:
     """Return a connection outside of every pool."""
-    query: Any = {key: value for key, value in url.query.items() if key in ("ssl", "passfile", "service")}
-    raw = await asyncpg.connect(
-        host=url.host,
-        port=url.port,
-        user=url.username,
-        password=url.password,
-        database=url.database,
-        server_settings=_PLAIN | settings,
-        timeout=seconds,
-        **query,
-    )
+    plain, arguments = _address(url, settings, seconds)
+    _, where = plain.get_dialect()().create_connect_args(plain)
+    where.pop("prepared_statement_cache_size", None)
+    raw = await asyncpg.connect(**where | arguments)
     await _prepare(raw)
     return raw
 

@@ -156,13 +156,23 @@ class ServerPresence(Presence):
         first: asyncio.Future[None] = loop.create_future()
         self._started = lambda error: loop.call_soon_threadsafe(_settle, first, error)
         self._thread.start()
-        await first
+        try:
+            await first
+        except BaseException:
+            self._halt()
+            raise
 
     async def stop(self) -> None:
         """Delete the row, release the lock, end the thread."""
-        if self._loop is not None and self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._stopping.set)
+        if self._thread.is_alive():
+            self._halt()
             await asyncio.to_thread(self._thread.join, 4 * self._seconds)
+
+    def _halt(self) -> None:
+        if self._loop is None:
+            self._stopping.set()
+        elif not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._stopping.set)
 
     def _work(self) -> None:
         asyncio.run(self._live())

@@ -3,6 +3,7 @@
 import asyncio
 import random
 import sqlite3
+import ssl
 import time
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
@@ -12,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import make_url, text
 
 from gateway.errors import CommitUnknown, DataRefused, StoreError, StoreUnavailable, TransactionRefused
 from gateway.store import postgresql
@@ -20,6 +21,7 @@ from gateway.store.driver import Driver, open_driver
 from gateway.store.presence import Identity, insert
 from gateway.store.script import Deferred, Script, Sql
 from gateway.store.server import ServerDriver
+from gateway.store.sockets import tls
 from tests.faults import FaultProxy
 
 CREATE = "CREATE TABLE effects (id INTEGER PRIMARY KEY, note VARCHAR(20) NOT NULL)"
@@ -492,3 +494,18 @@ async def test_an_unreachable_server_is_unavailable(unused_tcp_port: int) -> Non
     for scheme in ("postgresql", "mysql"):
         with pytest.raises(StoreUnavailable):
             await open_driver(f"{scheme}://nobody@127.0.0.1:{unused_tcp_port}/none", statement_timeout=2.0)
+
+
+async def test_sslmode_is_what_libpq_makes_of_it(postgresql_url: str) -> None:
+    assert tls(make_url(postgresql_url)) is None
+    assert tls(make_url(postgresql_url + "?sslmode=require")) == "require"
+    full, weak = (tls(make_url(f"{postgresql_url}?sslmode=verify-{mode}")) for mode in ("full", "ca"))
+    assert isinstance(full, ssl.SSLContext)
+    assert isinstance(weak, ssl.SSLContext)
+    assert (full.verify_mode, full.check_hostname) == (ssl.CERT_REQUIRED, True)
+    assert (weak.verify_mode, weak.check_hostname) == (ssl.CERT_REQUIRED, False)
+    driver = await open_driver(postgresql_url + "?sslmode=disable")
+    driver.listen(lambda: None)
+    await driver.close()
+    with pytest.raises(StoreUnavailable):
+        await open_driver(postgresql_url + "?sslmode=verify-full", statement_timeout=2.0)
