@@ -6,6 +6,8 @@ import sys
 import time
 from datetime import timedelta
 
+import pytest
+
 from gateway.errors import LeaseLost
 from gateway.job import JobStatus, NewJob, QueueJob
 from gateway.outcome import Discard, Retry
@@ -76,14 +78,17 @@ class Upkeep(Suite):
 
     # -- rescue --------------------------------------------------------------------------------------------------------
 
-    async def test_jobs_of_the_living_are_left_alone(self, database: Database, store: Store) -> None:
-        other = await database.open() if self.shared else store
+    async def test_jobs_of_the_living_are_left_alone(self, database: Database) -> None:
+        store = await database.open(lease=2.0)
+        other = await database.open(lease=2.0) if self.shared else store
         mine, others = await self.claim_one(store), await self.claim_one(other)
 
-        for _ in range(6):
+        async def looked() -> bool:
             assert await store.rescue() == Rescue(0, 0)
             assert await other.rescue() == Rescue(0, 0)
-            await asyncio.sleep(0.3)
+            return not self.shared or store.alive_for > 2.0
+
+        await until(looked)
 
         assert await store.finish([finished(mine)]) == [None]
         assert await other.finish([finished(others)]) == [None]
@@ -100,6 +105,22 @@ class Upkeep(Suite):
         assert {(job.crash_count, job.retry_count, job.attempt) for job in again} == {(1, 0, 1)}
         assert all(isinstance(error, LeaseLost) for error in await store.finish([finished(job) for job in claimed[:3]]))
         assert await store.history(claimed[0].id) == []
+
+    @pytest.mark.parametrize(("beat", "rescued"), [("2001-01-01 00:00:00", 1), ("2999-01-01 00:00:00", 0)])
+    async def test_without_a_session_lock_the_heartbeat_decides(
+        self, database: Database, beat: str, rescued: int
+    ) -> None:
+        store = await database.open(lease=2.0)
+        await self.claim_one(store)
+        await database.sql("UPDATE queue_jobs SET claimedby = 'lockless/1'")
+        await database.sql(
+            "INSERT INTO gateway_instances (id, name, version, host, pid, sessionlock, heartbeatat)"
+            " VALUES ('lockless/1', 'x', '1', 'h', 1, FALSE, :at)",
+            at=await self.moment(database, beat),
+        )
+        await until(lambda: self._trusted(store)) if self.shared else None
+
+        assert await store.rescue() == Rescue(rescued if self.shared else 1, 0)
 
     async def test_rows_claimed_by_nobody_are_rescued(self, database: Database, store: Store) -> None:
         await database.sql("INSERT INTO queue_jobs (id, handler, statusid) VALUES ('by hand', 'h', 2)")
