@@ -257,7 +257,7 @@ async def _connect(url: URL, settings: dict[str, str], seconds: float) -> Any:
     plain, arguments = _address(url, settings, seconds)
     _, where = plain.get_dialect()().create_connect_args(plain)
     where.pop("prepared_statement_cache_size", None)
-    raw = await asyncpg.connect(**where | arguments)
+    raw = await asyncpg.connect(**dict(where) | arguments)
     await _prepare(raw)
     return raw
 

@@ -92,8 +92,12 @@ class FilePresence(Presence):
                 f"another gateway process is running on this SQLite file ({self._path} is locked): stop it first, "
                 "or use PostgreSQL or MySQL to run several"
             ) from error
+        try:
+            await self._run(insert(self._driver.dialect, self._who, lock=True))
+        except BaseException:
+            os.close(file)
+            raise
         self._file = file
-        await self._run(insert(self._driver.dialect, self._who, lock=True))
         self._since = time.monotonic()
 
     async def stop(self) -> None:
