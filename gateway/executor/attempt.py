@@ -112,6 +112,8 @@ class Attempt:
             give_up(self)
             return
         self._pushes += 1
+        if self.handler.plain:
+            self.effects.close("it was asked to stop")  # its thread cannot be, but what it asks for can be refused
         if self.task is not None and self._begun:
             self.task.cancel()
         self._timer = asyncio.get_running_loop().call_later(patience, self.push, patience, give_up)

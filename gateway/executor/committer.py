@@ -137,7 +137,7 @@ class Committer:
         """Make it the attempt's failure that a deferred write, a message or the result was refused."""
         if isinstance(finish.outcome, Completed):
             outcome = decide(finish.job, error, policy=self._policy, jitter=random.random())  # noqa: S311 - no secret
-            return replace(finish, outcome=outcome, outgoing=(), deferred=(), output=None)
+            return replace(finish, outcome=outcome)
         self.backlog -= 1
         emit("service.error", service="executor", error=error)
         self._forget(finish.job)  # the janitor makes it ready again

@@ -289,6 +289,7 @@ class Executor:
                 yield
         finally:
             watchdog.stop()
+            self._workers.close()
             self._settler.cancel()
             for task in tasks:
                 task.cancel()

@@ -8,7 +8,7 @@ import asyncio
 import concurrent.futures
 import contextvars
 import threading
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from queue import SimpleQueue
 from typing import Any
 
@@ -92,17 +92,17 @@ class Call:
 
     def _start(self, awaitable: Awaitable[Any], answer: concurrent.futures.Future[Any]) -> None:
         if self._over:
-            if isinstance(awaitable, Coroutine):
-                awaitable.close()
-            answer.set_exception(_refusal())
+            _refuse(awaitable, answer)
             return
         self._pending = self._loop.create_task(_await(awaitable))
-        self._pending.add_done_callback(lambda task: self._answer(task, answer))
+        self._pending.add_done_callback(lambda task: self._answer(task, awaitable, answer))
 
-    def _answer(self, task: asyncio.Task[Any], answer: concurrent.futures.Future[Any]) -> None:
+    def _answer(
+        self, task: asyncio.Task[Any], awaitable: Awaitable[Any], answer: concurrent.futures.Future[Any]
+    ) -> None:
         self._pending = None
         if task.cancelled():
-            answer.set_exception(_refusal())
+            _refuse(awaitable, answer)
         elif (error := task.exception()) is not None:
             answer.set_exception(error)
         else:
@@ -127,39 +127,45 @@ class Threads:
     def submit(self, call: Callable[[], None]) -> None:
         """Have `call`, which must not raise, run by a thread at once."""
         with self._lock:
+            calls = self._calls
             self._busy += 1
             grow = self._busy > self._alive
             if grow:
                 self._alive += 1
                 self._started += 1
-        self._calls.put(call)
+        calls.put(call)
         if grow:
-            threading.Thread(target=self._work, name=f"{self._name}-{self._started}", daemon=True).start()
+            name = f"{self._name}-{self._started}"
+            threading.Thread(target=self._work, args=(calls,), name=name, daemon=True).start()
 
     def close(self) -> None:
-        """Let every thread end when its call has. Does not wait."""
+        """Let every thread end, those at work after their call. Does not wait; later calls get new threads."""
         with self._lock:
-            self._keep = 0
-            waiting = self._alive
-        for _ in range(waiting):
-            self._calls.put(None)
+            calls, self._calls = self._calls, SimpleQueue()
+            alive, self._alive, self._busy = self._alive, 0, 0
+        for _ in range(alive):
+            calls.put(None)
 
-    def _work(self) -> None:
-        while (call := self._calls.get()) is not None:
+    def _work(self, calls: SimpleQueue[Callable[[], None] | None]) -> None:
+        while (call := calls.get()) is not None:
             call()
             del call
             with self._lock:
+                if calls is not self._calls:
+                    continue
                 self._busy -= 1
                 if self._alive > self._keep and self._alive > self._busy:
                     self._alive -= 1
                     return
-        with self._lock:
-            self._alive -= 1
 
 
 async def _await(awaitable: Awaitable[Any]) -> Any:
     return await awaitable
 
 
-def _refusal() -> TransactionRefused:
-    return TransactionRefused("this attempt is over, its transaction was rolled back")
+def _refuse(awaitable: Awaitable[Any], answer: concurrent.futures.Future[Any]) -> None:
+    """Close what is not awaited (any more), and answer with an error."""
+    close = getattr(awaitable.__await__(), "close", None)
+    if close is not None:
+        close()
+    answer.set_exception(TransactionRefused("this attempt is over, its transaction was rolled back"))

@@ -4,6 +4,7 @@ import time
 
 import pytest
 
+from gateway.crashpoint import armed
 from gateway.errors import StoreUnavailable
 from gateway.handler import Handler, handler
 from gateway.job import JobStatus, NewJob
@@ -49,6 +50,42 @@ async def test_a_database_that_goes_away_while_finishing_costs_no_attempt(b, mon
         await until(lambda: len(b.told("job.finished")) == 20)
     assert sorted(job for job, _ in await b.effects()) == sorted(jobs)
     assert {(await b.store.get(job)).retry_count for job in jobs} == {0}
+
+
+async def test_a_database_that_goes_away_under_a_handlers_transaction_costs_no_attempt(b):
+    async def own(context):
+        await context.session.execute(effect, {"job": context.job.id, "note": context.job.id})
+
+    refused = 0
+
+    def away(point):
+        nonlocal refused
+        if point == "finish.start" and refused < 3:
+            refused += 1
+            raise StoreUnavailable("away")
+
+    b.handlers["h"] = Handler.of("h", own)
+    (job,) = await enqueue(b, 1)
+    with armed(away):
+        async with running(b.executor()):
+            await until(lambda: b.told("job.finished"))
+    row = await b.store.get(job)
+    assert (row.status, row.retry_count, refused) == (JobStatus.COMPLETED, 0, 3)
+    assert await b.effects() == [(job, job)]
+
+
+async def test_a_handler_under_which_the_database_always_goes_away_fails_at_last(b):
+    async def own(context):
+        await context.session.execute(effect, {"job": context.job.id, "note": context.job.id})
+        raise StoreUnavailable("away, says the handler")
+
+    b.handlers["h"] = Handler.of("h", own)
+    (job,) = await enqueue(b, 1)
+    async with running(b.executor()):
+        await until(lambda: b.told("job.finished"))
+    row = await b.store.get(job)
+    assert (row.status, row.last_error) == (JobStatus.FAILED, "away, says the handler")
+    assert sum(told["count"] for told in b.told("job.released")) == 4
 
 
 async def test_a_database_that_goes_away_while_claiming_is_asked_again(b, monkeypatch):
@@ -139,7 +176,8 @@ async def test_abandoned_handlers_are_replaced_only_as_often_as_there_are_worker
         await until(lambda: len(b.told("job.finished")) == 10)
 
 
-async def test_a_plain_handler_whose_time_is_up_cannot_use_the_database_any_more(b):
+@pytest.mark.parametrize("patience", [0.0, 5.0])
+async def test_a_plain_handler_whose_time_is_up_cannot_use_the_database_any_more(b, patience):
     resume, refused = threading.Event(), []
 
     @handler(timeout=0.05)
@@ -158,10 +196,11 @@ async def test_a_plain_handler_whose_time_is_up_cannot_use_the_database_any_more
 
     b.handlers["late"] = Handler.of("late", late)
     await enqueue(b, 1, "late")
-    async with running(b.executor(workers=1)):
-        await until(lambda: b.told("job.finished"))
+    executor = b.executor(workers=1, patience=patience)
+    async with running(executor):
+        await until(lambda: any(attempt.stop for attempt in executor._workers._running) or b.told("job.finished"))
         resume.set()
-        await until(lambda: len(refused) == 3)
+        await until(lambda: len(refused) == 3 and b.told("job.finished"))
     assert refused == ["TransactionRefused"] * 3
     assert await b.effects() == []
 
