@@ -159,7 +159,7 @@ class _Writer:
 
     def _clean(self, _logger: Any, _method: str, fields: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
         first = {name: fields[name] for name in ("timestamp", "level", "event")}
-        return {name: self._safe(name, value) for name, value in (first | fields).items()}
+        return {name: self._safe(name, value) for name, value in {**first, **fields}.items()}
 
     def _safe(self, name: str, value: Any) -> Any:
         if isinstance(value, bool | int | float):
