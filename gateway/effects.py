@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any, Required, TypeAlias, TypedDict
+from typing import Any, TypeAlias, TypedDict
 
 from sqlalchemy.sql.base import Executable
 
@@ -22,8 +22,6 @@ _ORDERING_WIDTH = 255
 class PublishOptions(TypedDict, total=False):
     """Keywords of `Context.publish`."""
 
-    topic: Required[str]
-    body: Required[Any]
     key: str | bytes | None
     headers: Headers
     content_type: str | None
@@ -94,13 +92,14 @@ class Effects:
         if self.on_progress is not None:
             self.on_progress()
 
-    def publish(self, connector: str, options: PublishOptions) -> str:
+    def publish(self, connector: str, topic: str, body: Any, options: PublishOptions) -> str:
         """Keep an outbound job, see `Context.publish`."""
         self.require_open()
-        payload, content_type = encode_body(options["body"])
+        check_keywords("publish", options, PublishOptions)
+        payload, content_type = encode_body(body)
         key = options.get("key")
         message = Message(
-            topic=options["topic"],
+            topic=topic,
             key=None if key is None else encode_key(key),
             headers=encode_headers(options.get("headers", ())),
             content_type=options.get("content_type") or content_type,
@@ -121,6 +120,7 @@ class Effects:
     def enqueue(self, handler: str, payload: Any, options: EnqueueOptions) -> str:
         """Keep a child job, see `Context.enqueue`."""
         self.require_open()
+        check_keywords("enqueue", options, EnqueueOptions)
         if not handler or handler == PUBLISH:
             raise ValueError(f"a job for {handler!r} cannot be enqueued; messages are sent by publish()")
         key = options.get("key")
@@ -191,6 +191,12 @@ def encode_headers(headers: Headers) -> tuple[tuple[str, bytes], ...]:
         return tuple((str(name), _bytes(value)) for name, value in pairs)
     except (TypeError, ValueError) as error:
         raise PayloadError(f"headers are names with bytes or text: {error}") from error
+
+
+def check_keywords(function: str, options: Mapping[str, Any], declared: type) -> None:
+    """Raise `TypeError` for a keyword that is none, as Python does for ordinary parameters."""
+    for name in options.keys() - declared.__annotations__.keys():
+        raise TypeError(f"{function}() got an unexpected keyword argument {name!r}")
 
 
 def _bytes(value: object) -> bytes:

@@ -196,13 +196,13 @@ class Context(_Common):
             async with self._transaction.savepoint():
                 yield
 
-    async def publish(self, connector: str, **options: Unpack[PublishOptions]) -> str:
+    async def publish(self, connector: str, *, topic: str, body: Any, **options: Unpack[PublishOptions]) -> str:
         """Send a message through `connector` once the job has committed; return its id, the stable message id.
 
         `body` is bytes, text, a JSON value, or None for a tombstone. With `key`, messages of one key keep their
         order. `delay` is in seconds. Raises `PayloadError` or `ValueError` at once for what could never be sent.
         """
-        return self._effects.publish(connector, options)
+        return self._effects.publish(connector, topic, body, options)
 
     async def enqueue(self, handler: str, payload: Any = None, **options: Unpack[EnqueueOptions]) -> str:
         """Add a child job for `handler` when this one commits; return its id.
@@ -249,9 +249,9 @@ class PlainContext(_Common):
             else:
                 self._wait(lambda: savepoint.__aexit__(None, None, None))
 
-    def publish(self, connector: str, **options: Unpack[PublishOptions]) -> str:
+    def publish(self, connector: str, *, topic: str, body: Any, **options: Unpack[PublishOptions]) -> str:
         """Send a message once the job has committed, as `Context.publish`."""
-        return self._effects.publish(connector, options)
+        return self._effects.publish(connector, topic, body, options)
 
     def enqueue(self, handler: str, payload: Any = None, **options: Unpack[EnqueueOptions]) -> str:
         """Add a child job when this one commits, as `Context.enqueue`."""

@@ -16,7 +16,7 @@ def effects():
 
 
 def publish(effects, **options):
-    return effects.publish("shop", {"topic": "t", "body": b"", **options})
+    return effects.publish("shop", "t", options.pop("body", b""), options)
 
 
 def test_a_published_message_is_an_outbound_job_of_its_sender(effects):
@@ -71,6 +71,7 @@ def test_a_content_type_given_is_kept(effects):
         ({"delay": float("inf")}, ValueError),
         ({"delay": float("nan")}, ValueError),
         ({"priority": 10**9}, ValueError),
+        ({"keys": "k"}, TypeError),
     ],
 )
 def test_what_could_never_be_sent_is_refused_at_once(effects, options, error):
@@ -103,10 +104,11 @@ def test_an_enqueued_job_takes_its_handlers_retries_and_its_own_options(effects)
         ("h", {"at": datetime(2030, 1, 1)}),  # noqa: DTZ001
         ("h", {"at": datetime(2030, 1, 1, tzinfo=UTC), "delay": 5}),
         ("h", {"max_retries": -1}),
+        ("h", {"retries": 1}),
     ],
 )
 def test_what_could_never_run_is_refused_at_once(effects, name, options):
-    with pytest.raises(ValueError):
+    with pytest.raises((ValueError, TypeError)):
         effects.enqueue(name, None, options)
     assert effects.outgoing == []
 

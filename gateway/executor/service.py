@@ -141,12 +141,12 @@ class Executor:
         for job in self._workers.take_back():
             self._committer.give_back(job)
         self._settler.hasten()
-        abandoned = self._workers.given_up
+        released, abandoned = self._committer.released, self._workers.given_up
         if not await self._until_quiet(grace):
             self._workers.stop(LAST_MOMENTS / 4)
             self._settler.hasten()
             await self._until_quiet(LAST_MOMENTS)
-        return Drained(self._committer.released, self._workers.given_up - abandoned)
+        return Drained(self._committer.released - released, self._workers.given_up - abandoned)
 
     async def _turn(self) -> float:
         """Claim what there is room for; return how long to wait for a wake-up at most."""

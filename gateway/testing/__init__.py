@@ -18,7 +18,7 @@ from sqlalchemy import Connection, MetaData, inspect, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.coordination import Wakeup
-from gateway.effects import Headers, encode_body, encode_headers, encode_key
+from gateway.effects import Headers, check_keywords, encode_body, encode_headers, encode_key
 from gateway.executor import Executor
 from gateway.handler import Handler
 from gateway.job import PUBLISH, Direction, JobHistory, NewJob, QueueJob
@@ -93,6 +93,7 @@ async def run_handler(
 
 
 def _job(body: Any, options: MessageOptions) -> NewJob:
+    check_keywords("run_handler", options, MessageOptions)
     payload, content_type = encode_body(body)
     key = options.get("key")
     message = Message(
