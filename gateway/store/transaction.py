@@ -271,6 +271,9 @@ class JobTransaction:
             if self._session is not None:
                 await self._flush(self._session)
                 self.guard.verify()
+            if not self._wire.usable(self._raw):
+                self._broken = True
+                raise StoreUnavailable("the connection was lost before the job's transaction could end")
             if not self._wire.in_transaction(self._raw):
                 raise TransactionRefused("the handler left the job's transaction on the driver's own connection")
             value = await drive(make(), self._execute)

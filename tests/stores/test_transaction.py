@@ -25,6 +25,7 @@ from gateway.store.guard import refusal
 from gateway.store.script import Deferred, Script, Sql
 from gateway.store.transaction import JobTransaction
 from tests.faults import FaultProxy
+from tests.system.waiting import until
 
 
 class Base(DeclarativeBase):
@@ -506,4 +507,22 @@ async def test_an_outage_under_the_handler_is_told_from_its_own_failure(server_d
             await transaction.connection()
         assert transaction.outage is not None
         await transaction.rollback()
+        await driver.close()
+
+
+async def test_a_connection_lost_after_the_handler_is_no_fault_of_the_handler(server_database_url: str) -> None:
+    async with upstream(server_database_url) as proxy:
+        driver = await open_driver(through(server_database_url, proxy), statement_timeout=1.0)
+        await driver.run(script(CREATE))
+        transaction = driver.transaction()
+        connection = await transaction.connection()
+        await transaction.session.execute(FIRST)
+        raw: Any = (await connection.get_raw_connection()).driver_connection
+        proxy.reset()
+        if driver.dialect.name == "postgresql":
+            await until(
+                raw.is_closed, within=5, what="the driver notices"
+            )  # asyncpg notices a lost connection by itself, asyncmy at its next use
+        with pytest.raises(StoreUnavailable):
+            await transaction.finish(outcome, resolve=None)
         await driver.close()
