@@ -54,7 +54,9 @@ async def read(
     """Read the database's side."""
     return Ledger(
         accepted=accepted,
-        jobs=await database.rows("SELECT id, handler, direction, statusid, payload, parentjobid FROM queue_jobs"),
+        jobs=await database.rows(
+            "SELECT id, handler, direction, statusid, payload, parentjobid, lasterror FROM queue_jobs"
+        ),
         histories=await database.rows("SELECT jobid, executionid, statusid FROM job_histories"),
         effects=await database.rows("SELECT jobid, token FROM effects"),
         received=received,
@@ -153,5 +155,5 @@ def _unfinished(jobs: Mapping[str, Row]) -> list[Violation]:
         if job["statusid"] not in FINAL:
             found.append(Violation("orphan", job_id, f"status {job['statusid']} after all came to rest"))
         elif job["statusid"] != COMPLETED:
-            found.append(Violation("failed", job_id, f"status {job['statusid']}"))
+            found.append(Violation("failed", job_id, f"{job['handler']}, status {job['statusid']}: {job['lasterror']}"))
     return found

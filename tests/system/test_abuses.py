@@ -1,6 +1,7 @@
 """What handlers and messages must not do hurts only their own job."""
 
 import base64
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ FAILING = (
 
 
 async def post_raw(gateway: Gateway, path: str, body: bytes) -> str:
-    async with aiohttp.ClientSession() as session, session.post(gateway.web + path, data=body) as response:
+    async with aiohttp.ClientSession() as session, session.post(gateway.web + path, data=io.BytesIO(body)) as response:
         assert response.status == 202, await response.text()
         return str((await response.json())["job_id"])
 
@@ -167,6 +168,6 @@ async def test_a_job_that_kills_the_process_is_set_aside_and_the_others_are_done
             gateway.kill()
         jobs = {row["id"]: row for row in await database.rows("SELECT * FROM queue_jobs")}
         assert jobs[poison]["statusid"] == 4
-        assert "crash" in jobs[poison]["lasterror"]
+        assert "ran alone" in jobs[poison]["lasterror"]
         assert all(jobs[job_id]["statusid"] == 3 and jobs[job_id]["retrycount"] == 0 for job_id in innocent)
         assert await database.value("SELECT count(*) FROM effects") == len(innocent)

@@ -64,7 +64,7 @@ async def test_the_jobs_of_a_killed_process_run_on_the_other_at_once(
     claimed = "SELECT id FROM queue_jobs WHERE statusid = 2 AND claimedby LIKE 'victim/%'"
     async with Database(server_database_url) as database:
         await victim.prepare(database)
-        await insert_jobs(database, "example.slow", 8, {"seconds": 4})
+        await insert_jobs(database, "example.slow", 8, {"seconds": 12})
 
         async def all_claimed() -> bool:
             return len(await database.rows(claimed)) == 8

@@ -11,7 +11,7 @@ from tests.system.ledger import Ledger, judge
 
 def job(id_: str, handler: str = "example.effect", status: int = 3, **more: Any) -> dict[str, Any]:
     row = {"id": id_, "handler": handler, "direction": "inbound", "statusid": status, "payload": None}
-    return {**row, "parentjobid": None, **more}
+    return {**row, "parentjobid": None, "lasterror": None, **more}
 
 
 def sound() -> dict[str, Any]:
