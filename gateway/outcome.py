@@ -9,6 +9,10 @@ from gateway.job import QueueJob
 
 MAX_RESULT = 256 * 1024
 """Characters of a result that are kept; a larger one fails the job, since half a JSON document is none."""
+MAX_DELAY = 365 * 86400.0
+"""Seconds a handler may postpone its own retry."""
+MAX_RETRY_AFTER = 86400.0
+"""Seconds a receiver may postpone the next try: it is a stranger, and must not hold a message for years."""
 MAX_ERROR = 8 * 1024
 """Characters of an error's text that are kept."""
 
@@ -86,8 +90,13 @@ def _retry_or_discard(
 ) -> Retry | Discard:
     if job.retry_count >= job.max_retries:
         return Discard(text)
-    wish = error.delay if isinstance(error, errors.Retry) else getattr(error, "retry_after", None)
-    delay = policy.wait(job.retry_count, jitter) if not isinstance(wish, int | float) else max(0.0, float(wish))
+    match error:
+        case errors.Retry(delay=int() | float() as wish):
+            delay = min(max(0.0, float(wish)), MAX_DELAY)
+        case errors.DeliveryError(retry_after=int() | float() as wish):
+            delay = min(max(0.0, float(wish)), MAX_RETRY_AFTER)
+        case _:
+            delay = policy.wait(job.retry_count, jitter)
     return Retry(delay, text)
 
 

@@ -76,6 +76,8 @@ def test_a_handler_may_choose_its_wait():
     assert decided(errors.Retry("usual")) == Retry(2.0, "usual")
     assert decided(errors.Retry("at once", delay=-1)) == Retry(0.0, "at once")
     assert decided(errors.DeliveryError("busy", retry_after=9.0)) == Retry(9.0, "busy")
+    assert decided(errors.DeliveryError("for years", retry_after=1e9)) == Retry(86400.0, "for years")
+    assert decided(errors.Retry("never", delay=float("inf"))) == Retry(365 * 86400.0, "never")
 
 
 @pytest.mark.parametrize(
