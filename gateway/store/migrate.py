@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from sqlalchemy.pool import NullPool
 
 from gateway.errors import MigrationError, StoreUnavailable
+from gateway.store.sockets import tls
 from gateway.store.url import engine_url
 
 VERSION_TABLE = "gateway_version"
@@ -186,7 +187,10 @@ async def _connect(engine: AsyncEngine) -> AsyncConnection:
 def _engine(url: str, lock_timeout: float) -> AsyncEngine:
     address = engine_url(url)
     timeout = {"mysql": {"connect_timeout": _CONNECT_SECONDS}, "sqlite": {"timeout": lock_timeout}}
-    arguments = timeout.get(address.get_backend_name(), {"timeout": _CONNECT_SECONDS})
+    arguments: dict[str, Any] = timeout.get(address.get_backend_name(), {"timeout": _CONNECT_SECONDS})
+    if address.get_backend_name() == "postgresql" and (secure := tls(address)) is not None:
+        arguments["ssl"] = secure
+    address = address.difference_update_query(["sslmode", "sslrootcert"])
     engine = create_async_engine(address, poolclass=NullPool, connect_args=arguments)
     if address.get_backend_name() == "sqlite":
         event.listen(engine.sync_engine, "connect", _no_implicit_transactions)

@@ -248,10 +248,16 @@ def _connect(path: Path, seconds: float, *, query_only: bool = False) -> sqlite3
     connection = sqlite3.connect(
         path, timeout=seconds, isolation_level=None, check_same_thread=False, cached_statements=256
     )
+    connection.text_factory = _text
     connection.execute("PRAGMA synchronous=FULL")
     if query_only:
         connection.execute("PRAGMA query_only=ON")
     return connection
+
+
+def _text(value: bytes) -> str:
+    """Read any text: SQLite keeps by hand inserted bytes that are no UTF-8, and one such row would block its lane."""
+    return value.decode("utf-8", "replace")
 
 
 def _check(path: Path, seconds: float) -> None:

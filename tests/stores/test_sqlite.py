@@ -21,3 +21,11 @@ class TestSqlite(StoreConformance):
         claimed = await self.claim(store)
 
         assert {job.id for job in claimed} == {"bad", "text", "good"}
+
+    async def test_text_that_is_no_utf_8_does_not_block_the_queue(self, database: Database) -> None:
+        await database.sql("INSERT INTO queue_jobs (id, handler, payload) VALUES ('bad', 'h', CAST(x'ff41' AS TEXT))")
+        store = await database.open()
+
+        claimed = await self.claim(store)
+
+        assert [job.payload for job in claimed] == ["\ufffdA".encode()]
