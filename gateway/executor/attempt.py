@@ -30,11 +30,11 @@ class Attempt:
     """A claimed job and the one call of its handler. All methods are for the event loop."""
 
     __slots__ = (
-        "_begun",
         "_pushes",
         "_started",
         "_timer",
         "abandoned",
+        "begun",
         "effects",
         "ended",
         "handler",
@@ -60,7 +60,7 @@ class Attempt:
         self.abandoned = False
         self.ended = False
         self.seconds = 0.0
-        self._begun = False
+        self.begun = False
         self._pushes = 0
         self._started = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -68,7 +68,7 @@ class Attempt:
     @property
     def age(self) -> float:
         """Seconds since the handler was called."""
-        return time.monotonic() - self._started if self._begun else 0.0
+        return time.monotonic() - self._started if self.begun else 0.0
 
     def arm(self, expire: Callable[["Attempt"], None]) -> None:
         """Call `expire` when the handler's time is up."""
@@ -78,7 +78,7 @@ class Attempt:
     async def call(self, threads: Threads, maintenance: Maintenance | None) -> tuple[Any, BaseException | None]:
         """Call the handler and return what it returned and what it raised. Raises nothing, whatever it raised."""
         inside.set(self.handler.name)
-        self._begun = True
+        self.begun = True
         self._started = time.monotonic()
         result, error = None, None
         try:
@@ -114,7 +114,7 @@ class Attempt:
         self._pushes += 1
         if self.handler.plain:
             self.effects.close("it was asked to stop")  # its thread cannot be, but what it asks for can be refused
-        if self.task is not None and self._begun:
+        if self.task is not None and self.begun:
             self.task.cancel()
         self._timer = asyncio.get_running_loop().call_later(patience, self.push, patience, give_up)
 

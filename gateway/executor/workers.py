@@ -119,8 +119,11 @@ class Workers:
 
     def _arm(self) -> None:
         """Set the timers of those that did not end in their first step, as most do not need one."""
-        fresh, self._fresh = self._fresh, []
-        for attempt in fresh:
+        begun = [attempt for attempt in self._fresh if attempt.begun]
+        self._fresh = [attempt for attempt in self._fresh if not attempt.begun]
+        if self._fresh:
+            asyncio.get_running_loop().call_soon(self._arm)
+        for attempt in begun:
             if not attempt.ended:
                 attempt.arm(self._expire)
 
