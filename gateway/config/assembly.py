@@ -24,6 +24,7 @@ _NOT_YET: Final = {
     "cache": "this version has no cache and needs none, leave it out",
     "schedules": "this version has no scheduler, leave it out",
 }
+_NO_EFFECT: Final = {("jobs", "scheduler_check_interval"): "this version has no scheduler"}
 
 
 class Assembly:
@@ -56,6 +57,9 @@ class Assembly:
                 self.notes.append(
                     f"{show((*path, 'use_redis'))} has no effect: the database alone coordinates instances"
                 )
+        for where, reason in _NO_EFFECT.items():
+            if locate(self.root, where, 1)[1] == where:
+                self.notes.append(f"{show(where)} has no effect: {reason}")
         for key, line in self.root.key_lines.items():
             if key in _NOT_YET:
                 self.mistakes.append(Mistake(line, key, _NOT_YET[key]))
