@@ -249,6 +249,20 @@ async def test_the_pauses_grow_and_start_again_after_a_life_that_lasted(monkeypa
     assert max(asked) == 30.0  # what time hardly heals is tried less often
 
 
+async def test_a_broker_that_drops_every_connection_at_once_is_not_hammered(monkeypatch):
+    asked = []
+    monkeypatch.setattr("random.uniform", lambda low, high: asked.append(round(high, 3)) or 0)
+
+    async def dropped(inbox):
+        inbox.ready()
+        raise Disconnected("dropped")
+
+    s = Supervisor("c", Lives(dropped), lambda ready: Recorder(on_ready=ready))
+    for _ in range(8):
+        await s.once()
+    assert asked[-1] == 4.0
+
+
 async def test_the_clock_ticks_while_a_life_lasts(monkeypatch):
     monkeypatch.setattr("gateway.supervisor.BEAT", 0.005)
     s = supervisor(Lives(for_ever))

@@ -100,7 +100,6 @@ class Connection(web.RequestHandler):
         """Note that a request's headers are complete."""
         self._since = self._listener.now()
         self.request = (request, self._since)
-        self._received = 0
 
     def end(self) -> None:
         """Note that the request has its answer, and the connection is idle."""

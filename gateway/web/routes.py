@@ -36,7 +36,7 @@ def busy(message: str = "the gateway cannot take this now, try again later", *, 
 def json_response(data: object, *, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
     """Return JSON that no browser takes for anything else."""
     response = web.Response(body=json.dumps(data).encode(), status=status, content_type="application/json")
-    response.headers["X-Content-Type-Options"] = "nosniff"
+    response.headers.update({"X-Content-Type-Options": "nosniff", "Server": "ingestion-gateway"})
     response.headers.update(headers or {})
     return response
 

@@ -116,6 +116,24 @@ async def test_a_receiver_that_is_away_is_tried_later_and_used_once_it_is_back()
             assert await connector.publish(message()) == "taken"
 
 
+async def test_a_kept_alive_connection_that_the_receiver_gave_up_costs_no_attempt():
+    seen = []
+
+    async def one_answer_per_connection(reader, writer):
+        await reader.readuntil(b"\x00\xff")
+        seen.append(b"answered")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\ntaken")
+        await reader.readuntil(b"\x00\xff")
+        seen.append(b"given up")
+        writer.close()
+
+    server = await asyncio.start_server(one_answer_per_connection, "127.0.0.1", 0)
+    async with server, sending(url=f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}") as connector:
+        assert await connector.publish(message()) == "taken"
+        assert await connector.publish(message()) == "taken"
+    assert seen == [b"answered", b"given up", b"answered"]
+
+
 async def test_an_answer_that_is_no_http_is_tried_later():
     async def rubbish(reader, writer):
         await reader.readuntil(b"\r\n\r\n")

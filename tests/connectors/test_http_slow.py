@@ -60,6 +60,12 @@ async def test_a_body_that_stops_is_cut_off_and_stores_nothing():
     assert [message.topic for message in client.inbox.stored] == ["/messages/b"]
 
 
+async def test_a_body_that_stops_after_much_of_it_is_cut_off_as_soon():
+    async with serving(body_timeout=0.2) as client:
+        assert await ended(await client.raw(HEAD % 200_000 + b"x" * 100_000)) < 2
+    assert client.inbox.stored == []
+
+
 async def test_a_body_that_drips_is_cut_off_too():
     async with serving(body_timeout=0.2) as client:
         raw = await client.raw(HEAD % 1_000_000)
