@@ -25,7 +25,6 @@ from gateway.store.guard import refusal
 from gateway.store.script import Deferred, Script, Sql
 from gateway.store.transaction import JobTransaction
 from tests.faults import FaultProxy
-from tests.system.waiting import until
 
 
 class Base(DeclarativeBase):
@@ -520,9 +519,7 @@ async def test_a_connection_lost_after_the_handler_is_no_fault_of_the_handler(se
         raw: Any = (await connection.get_raw_connection()).driver_connection
         proxy.reset()
         if driver.dialect.name == "postgresql":
-            await until(
-                raw.is_closed, within=5, what="the driver notices"
-            )  # asyncpg notices a lost connection by itself, asyncmy at its next use
+            await until(raw.is_closed)  # asyncpg notices a lost connection by itself, asyncmy at its next use
         with pytest.raises(StoreUnavailable):
             await transaction.finish(outcome, resolve=None)
         await driver.close()
