@@ -37,7 +37,7 @@ check:
 	@$(BIN)/ruff check -q
 	@$(BIN)/ruff format -q --check
 	@$(BIN)/mypy
-	@$(BIN)/mypy tests/example/gateway_example
+	@$(BIN)/mypy tests/example/gateway_example tests/typing
 	@report=$$($(BIN)/lint-imports --no-cache) || { echo "$$report"; exit 1; }
 
 soak:
