@@ -57,9 +57,9 @@ class Assembly:
                 self.notes.append(
                     f"{show((*path, 'use_redis'))} has no effect: the database alone coordinates instances"
                 )
-        for where, reason in _NO_EFFECT.items():
-            if locate(self.root, where, 1)[1] == where:
-                self.notes.append(f"{show(where)} has no effect: {reason}")
+        for place, reason in _NO_EFFECT.items():
+            if locate(self.root, place, 1)[1] == place:
+                self.notes.append(f"{show(place)} has no effect: {reason}")
         for key, line in self.root.key_lines.items():
             if key in _NOT_YET:
                 self.mistakes.append(Mistake(line, key, _NOT_YET[key]))
