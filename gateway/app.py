@@ -8,6 +8,7 @@ import threading
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol, Self, Unpack
@@ -21,7 +22,7 @@ from gateway.coordination.loop import back_off
 from gateway.effects import Effects, EnqueueOptions
 from gateway.errors import GatewayError, StoreUnavailable
 from gateway.job import PUBLISH, JobHistory, JobType, NewJob, QueueJob
-from gateway.lifecycle import Services, load_handlers
+from gateway.lifecycle import Services, load_handlers, max_retries
 from gateway.store import Statistics, Store
 from gateway.store.migrate import migrate
 from gateway.store.within import Caller
@@ -282,14 +283,10 @@ class Gateway:
 
     def _new_job(self, handler: str, payload: Any, options: EnqueueOptions) -> NewJob:
         """Return a job made by the same rules as a handler's `enqueue`, but nobody's child."""
-        effects = Effects(QueueJob(id="", sequence=0), max_retries=self._max_retries)
+        retries = partial(max_retries, self._handlers, self._config.jobs.max_retries)
+        effects = Effects(QueueJob(id="", sequence=0), max_retries=retries)
         effects.enqueue(handler, payload, options)
         return replace(effects.outgoing[0], parent_id=None, type=JobType.MANUAL, created_by=self.instance)
-
-    def _max_retries(self, handler: str) -> int:
-        known = self._handlers.get(handler)
-        wish = None if known is None else known.options.max_retries
-        return self._config.jobs.max_retries if wish is None else wish
 
 
 class _Force:

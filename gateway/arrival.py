@@ -5,7 +5,7 @@ Values and pure functions; the inbox decides when they are stored.
 
 import asyncio  # noqa: TC003 - dataclasses resolve their fields' types at run time
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
@@ -125,7 +125,8 @@ class Defaults:
     connector: str
     protocol: str
     method: str | None = None
-    max_retries: int = 3
+    max_retries: Callable[[str], int] = lambda _: 3
+    """Attempts after the first for the jobs of a handler, where the entry does not say."""
 
 
 def size_of(message: Message) -> int:
@@ -146,7 +147,7 @@ def to_job(message: Message, entry: InboundEntry, defaults: Defaults) -> NewJob:
         protocol=defaults.protocol,
         method=defaults.method,
         priority=entry.priority,
-        max_retries=defaults.max_retries if entry.max_retries is None else entry.max_retries,
+        max_retries=defaults.max_retries(entry.handler) if entry.max_retries is None else entry.max_retries,
         created_by="integration",
     )
 

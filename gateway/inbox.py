@@ -35,7 +35,7 @@ class InboxWriter:
         *,
         max_batch: int = 500,
         max_bytes: int = 8 * 1024 * 1024,
-        max_retries: int = 3,
+        max_retries: Callable[[str], int] = lambda _: 3,
     ) -> None:
         self._store = store
         self._limits = (max_batch, max_bytes)

@@ -50,6 +50,13 @@ def load_handlers(config: Config) -> dict[str, Handler]:
     return found
 
 
+def max_retries(handlers: Mapping[str, Handler], default: int, name: str) -> int:
+    """Return how many attempts after the first a handler's jobs get where nobody says."""
+    known = handlers.get(name)
+    wish = None if known is None else known.options.max_retries
+    return default if wish is None else wish
+
+
 class Services:
     """The services of one process. `start` once, then `stop` once."""
 
@@ -61,7 +68,7 @@ class Services:
         self._configs = config.connectors
         policy = RetryPolicy(delay=jobs.retry_delay, max_delay=jobs.retry_max_delay)
         upkeep = Upkeep(store, jobs.job_history_retention_days)
-        self.inbox = InboxWriter(store, max_retries=jobs.max_retries)
+        self.inbox = InboxWriter(store, max_retries=partial(max_retries, handlers, jobs.max_retries))
         self.supervisors = {name: self._supervisor(name, each) for name, each in config.connectors.items()}
         self.outbox = Outbox(store, self._publishers, wake=wake, policy=policy, poll_interval=jobs.poll_interval)
         self.executor = Executor(

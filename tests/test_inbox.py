@@ -51,6 +51,18 @@ async def jobs(store):
     return sorted(await store.list(JobFilter(limit=1000)), key=lambda job: job.sequence)
 
 
+async def test_a_handler_says_how_often_its_jobs_are_tried_unless_the_entry_does(store):
+    writer = InboxWriter(store, max_retries={"patient": 9}.__getitem__)
+    inbox = connect(writer)
+
+    [asked] = await inbox.receive([Message(topic="t")], InboundEntry(handler="patient"))
+    [said] = await inbox.receive([Message(topic="t")], InboundEntry(handler="patient", max_retries=1))
+
+    found = [await store.get(receipt.job_id) for receipt in (asked, said)]
+    assert [job.max_retries for job in found] == [9, 1]
+    await writer.close()
+
+
 async def test_a_message_becomes_a_job_with_all_that_came_along(store, inbox):
     message = Message(topic="/orders/7", body=b"\xff\x00", headers=(("a", b"1"),), parameters={"id": "7"})
     entry = InboundEntry(

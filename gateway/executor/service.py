@@ -254,8 +254,9 @@ class Executor:
         until = time.monotonic() + seconds
         while not self._quiet.is_set() and (left := until - time.monotonic()) > 0:
             self._loop.touch()
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._quiet.wait(), min(left, 1.0))
+            with suppress(TimeoutError):  # wait_for would swallow a cancellation that comes together with the event
+                async with asyncio.timeout(min(left, 1.0)):
+                    await self._quiet.wait()
         return self._quiet.is_set()
 
     def _forget(self, job: QueueJob) -> None:
