@@ -12,6 +12,8 @@ from connectors._http_config import HttpConfig
 from connectors.http import HttpConnector
 from gateway.testing.connectors import Recorder, running
 
+TOKEN, OTHER = "token-number-one", "token-number-two"
+
 
 def config(**keys):
     return HttpConfig.model_validate({"type": "http", **keys})

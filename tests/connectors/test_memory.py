@@ -184,7 +184,7 @@ FAULTS = [
 
 @pytest.mark.parametrize(("fault", "test"), FAULTS, ids=lambda value: getattr(value, "__name__", value))
 async def test_the_suite_sees_the_fault(fault, test, monkeypatch):
-    monkeypatch.setattr("gateway.testing.connectors.DEADLINE", 0.5)
+    monkeypatch.setattr("gateway.testing.harness.DEADLINE", 0.5)
     suite = TestMemory()
     suite.blocked_for = 0.1
     suite.many = 150
@@ -195,7 +195,7 @@ async def test_the_suite_sees_the_fault(fault, test, monkeypatch):
 
 
 async def test_the_leak_check_sees_a_socket(monkeypatch):
-    monkeypatch.setattr("gateway.testing.connectors.DEADLINE", 0.1)
+    monkeypatch.setattr("gateway.testing.harness.DEADLINE", 0.1)
     pair = ()
     with pytest.raises(pytest.fail.Exception, match="left behind"):
         async with nothing_left():
