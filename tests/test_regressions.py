@@ -71,9 +71,11 @@ async def working(b):
     """Run jobs, and keep the queue in order."""
     async with running(b.executor()) as executor:
         upkeep = asyncio.create_task(Janitor(b.store, held=lambda: executor.held, wake=b.wake).run())
-        yield
-        upkeep.cancel()
-        await asyncio.gather(upkeep, return_exceptions=True)
+        try:
+            yield
+        finally:
+            upkeep.cancel()
+            await asyncio.gather(upkeep, return_exceptions=True)
 
 
 async def test_a_failed_job_runs_again(b):

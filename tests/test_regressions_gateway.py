@@ -139,9 +139,10 @@ async def three_run_at_once(gateway):
 
 async def unannounced_jobs_are_found(gateway):
     """So many, one after the other, that the default would take minutes."""
-    for number in range(40):
-        await gateway.outside.execute(f"INSERT INTO queue_jobs (id, handler) VALUES ('{number}', 'answer')")
-        await gateway.becomes(str(number), JobStatus.COMPLETED)
+    async with asyncio.timeout(PATIENCE):
+        for number in range(60):
+            await gateway.outside.execute(f"INSERT INTO queue_jobs (id, handler) VALUES ('{number}', 'answer')")
+            await gateway.becomes(str(number), JobStatus.COMPLETED)
 
 
 async def one_retry_is_made(gateway):
