@@ -161,6 +161,8 @@ def watch(engine: Engine) -> None:
     def _(context: ExceptionContext) -> None:
         if (guard := _guard(context.connection)) and context.execution_context is not None:
             guard.failed(context.original_exception)
+            # The transaction drops its connection itself, on the loop; SQLAlchemy would in a plain handler's thread.
+            context.is_disconnect = False
 
     _watch_ends(engine)
 

@@ -340,7 +340,8 @@ class JobTransaction:
         connection = self._connection
         if connection is None:
             return  # never opened, and given back by whoever tried
-        broken = self._broken or self.guard.running or connection.invalidated
+        lost = self._raw is not None and not self._wire.usable(self._raw)
+        broken = self._broken or self.guard.running or connection.invalidated or lost
         if not broken:
             try:
                 async with asyncio.timeout(self._seconds):
