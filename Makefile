@@ -7,7 +7,7 @@
 BIN := .venv/bin
 WORKERS ?= 2
 SOAK_SECONDS ?= 3600
-PYTEST := $(BIN)/pytest -q -p no:cacheprovider
+PYTEST := $(BIN)/pytest -q -p no:cacheprovider --tb native
 
 help:
 	@echo "make run     install into .venv and start a gateway on SQLite"

@@ -21,6 +21,8 @@ ALL: Final = frozenset(
 )
 ELSEWHERE: Final = {
     "cancel.written",
+    "enqueue.committed",
+    "enqueue.start",
     "prune.written",
     "rescue.written",
     "release.written",
@@ -29,6 +31,8 @@ ELSEWHERE: Final = {
 }
 """Not on the way of a message while all is well: tests of the store's verbs arm these."""
 POINTS: Final = sorted(ALL - ELSEWHERE)
+SELDOM: Final = {"retry.written", "outbox.before_finish", "outbox.after_finish"}
+"""Perhaps passed only once: things go wrong at the first time there, elsewhere at the second."""
 
 MESSAGES: Final = [
     ("/publish", {"failures": 1}), ("/deferred", {}), ("/effect", {}), ("/plain", {}),
