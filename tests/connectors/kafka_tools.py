@@ -1,0 +1,95 @@
+"""A stranger's view of a Kafka broker: topics made and deleted, records sent and read, a group's offsets."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from uuid import uuid4
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+
+from connectors._kafka_config import KafkaConfig
+from connectors.kafka import KafkaConnector
+
+
+def config(address: str, **keys) -> KafkaConfig:
+    return KafkaConfig.model_validate({"type": "kafka", "bootstrap_servers": address, **keys})
+
+
+def connector(address: str, name: str = "kafka", **keys) -> KafkaConnector:
+    return KafkaConnector(config(address, **keys), name=name)
+
+
+class Stranger:
+    """Someone else at the broker, with a topic and a group of its own."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.topic = f"topic-{uuid4().hex[:12]}"
+        self.group = f"group-{uuid4().hex[:12]}"
+        self.producer = AIOKafkaProducer(bootstrap_servers=address, acks="all", max_request_size=8_000_000)
+        self.admin = AIOKafkaAdminClient(bootstrap_servers=address)
+
+    @classmethod
+    @asynccontextmanager
+    async def at(cls, address: str, partitions: int = 1) -> AsyncIterator["Stranger"]:
+        self = cls(address)
+        await self.admin.start()
+        await self.producer.start()
+        try:
+            await self.producer.client.ready(self.producer.client.get_random_node())  # the connection it keeps
+            await self.create(partitions)
+            yield self
+        finally:
+            await self.producer.stop()
+            await self.admin.close()
+
+    async def create(self, partitions: int = 1, topic: str | None = None, **settings: str) -> None:
+        made = NewTopic(topic or self.topic, partitions, 1, topic_configs=settings)
+        response = await self.admin.create_topics([made])
+        assert response.topic_errors[0][1] == 0, response
+        await self.until_there(topic or self.topic, there=True)
+
+    async def delete(self) -> None:
+        await self.admin.delete_topics([self.topic])
+        await self.until_there(self.topic, there=False)
+
+    async def until_there(self, topic: str, *, there: bool) -> None:
+        async with asyncio.timeout(15):
+            while (topic in await self.admin.list_topics()) != there:  # noqa: ASYNC110 - a broker is only asked
+                await asyncio.sleep(0.02)
+
+    async def send(self, *values: bytes | None, key: bytes | None = None, **options) -> None:
+        sent = [await self.producer.send(options.pop("topic", self.topic), value, key, **options) for value in values]
+        await asyncio.gather(*sent)
+
+    async def committed(self) -> dict[int, int]:
+        found = await self.admin.list_consumer_group_offsets(self.group)
+        return {part.partition: at.offset for part, at in found.items() if part.topic == self.topic and at.offset >= 0}
+
+    async def everything(self, topic: str | None = None) -> Sequence:
+        """Return every record of a topic, by partition."""
+        topic = topic or self.topic
+        consumer = AIOKafkaConsumer(
+            bootstrap_servers=self.address, enable_auto_commit=False, auto_offset_reset="earliest"
+        )
+        await consumer.start()
+        try:
+            await consumer._client._wait_on_metadata(topic)
+            parts = [TopicPartition(topic, n) for n in sorted(consumer.partitions_for_topic(topic) or ())]
+            consumer.assign(parts)
+            ends = await consumer.end_offsets(parts)
+            found = []
+            async with asyncio.timeout(15):
+                while any([await consumer.position(part) < ends[part] for part in parts]):
+                    for records in (await consumer.getmany(timeout_ms=100)).values():
+                        found += records
+            return found
+        finally:
+            await consumer.stop()
+
+    def entry(self, **keys) -> dict:
+        return {"topic": self.topic, "group": self.group, "handler": "gateway.log", **keys}
+
+    def connector(self, name: str = "kafka", **keys) -> KafkaConnector:
+        return connector(self.address, name, inbound=[self.entry(**keys)])
