@@ -150,6 +150,8 @@ class Intake:
             raise busy() from None
         finally:
             self._storing -= 1
+        if receipt.filtered:
+            return json_response({"job_id": None, "filtered": True}, status=202)
         if receipt.conflict:
             raise Refusal(422, "idempotency_conflict", "this key was used for another body before")
         replayed = {"Idempotent-Replayed": "true"} if receipt.duplicate else {}

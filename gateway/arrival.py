@@ -7,9 +7,10 @@ import asyncio  # noqa: TC003 - dataclasses resolve their fields' types at run t
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from gateway.connector import InboundEntry, Receipt, StoredPosition
+from gateway.effects import ordering_key
 from gateway.errors import PositionLost
 from gateway.job import Direction, JobStatus, NewJob
 from gateway.message import Message
@@ -46,7 +47,9 @@ class Conservation:
         """Count what became of an item that is durable now."""
         item.settled = True
         self.in_flight -= 1
-        if item.receipt is not None and item.receipt.duplicate:
+        if item.receipt is not None and item.receipt.filtered:
+            self.filtered += 1
+        elif item.receipt is not None and item.receipt.duplicate:
             self.duplicate += 1
         elif item.job.status is JobStatus.FAILED:
             self.dead_lettered += 1
@@ -62,20 +65,34 @@ class Conservation:
                 self.rejected += 1
 
 
-@dataclass(slots=True, eq=False)
-class Item:
-    """One message with the job it becomes. `settled`: it is counted and needs nothing more."""
+class Incoming(NamedTuple):
+    """A message with the job it becomes. Unless it is `wanted`, only the position behind it is stored."""
 
     message: Message
+    job: NewJob
+    dedupe: Dedupe | None = None
+    wanted: bool = True
+
+
+@dataclass(slots=True, eq=False)
+class Item:
+    """One message on its way. `settled`: it is counted and needs nothing more."""
+
+    incoming: Incoming
     job: NewJob
     call: "Call"
     receipt: Receipt | None = None
     settled: bool = False
 
     @property
+    def message(self) -> Message:
+        """The message itself."""
+        return self.incoming.message
+
+    @property
     def arrival(self) -> Arrival:
         """What the store is given."""
-        return Arrival(job=self.job, dedupe=_dedupe(self.message))
+        return Arrival(job=self.job, dedupe=self.incoming.dedupe)
 
 
 @dataclass(slots=True, eq=False)
@@ -88,10 +105,10 @@ class Call:
     size: int = 0
     """Bytes it holds, roughly."""
 
-    def add(self, message: Message, job: NewJob) -> None:
+    def add(self, incoming: Incoming) -> None:
         """Put one more message at its end."""
-        self.items.append(Item(message, job, self))
-        self.size += size_of(message)
+        self.items.append(Item(incoming, incoming.job, self))
+        self.size += size_of(incoming.message)
 
     def complete(self) -> None:
         """Tell the caller that all is durable; nothing happens if it was told otherwise, or went away."""
@@ -134,6 +151,27 @@ def size_of(message: Message) -> int:
     return len(message.body) + sum(len(value) for _, value in message.headers) + 512
 
 
+def admit(message: Message, entry: InboundEntry, defaults: Defaults) -> Incoming:
+    """Return what a message becomes by its entry's rules. Never raises, whatever the message is."""
+    if entry.rules is None:
+        return Incoming(message, to_job(message, entry, defaults), _dedupe(message))
+    ruling = entry.rules.judge(message)
+    dedupe = _dedupe(message)
+    if ruling.dedupe is not None:
+        message = replace(message, dedupe_id=ruling.dedupe)
+        # The expression says what is the same message, so that another body is no conflict.
+        dedupe = Dedupe(scope=f"\x1f{entry.source}", key=ruling.dedupe, body_hash=bytes(16))
+    job = to_job(message, entry, defaults)
+    if ruling.ordering is not None:
+        # No name of a connector or handler has a space: other keys never fall together with these.
+        job = replace(job, ordering_key=ordering_key(f"in {defaults.connector} {entry.source}", ruling.ordering))
+    if ruling.priority is not None:
+        job = replace(job, priority=ruling.priority)
+    if ruling.error is not None:
+        job = replace(job, status=JobStatus.FAILED, error=ruling.error)
+    return Incoming(message, job, dedupe, ruling.wanted)
+
+
 def to_job(message: Message, entry: InboundEntry, defaults: Defaults) -> NewJob:
     """Return the job that stands for a message. Its body is the payload, all else is metadata."""
     metadata = {**entry.metadata, **message.to_metadata(), "connector": defaults.connector}
@@ -146,7 +184,7 @@ def to_job(message: Message, entry: InboundEntry, defaults: Defaults) -> NewJob:
         direction=Direction.INBOUND,
         protocol=defaults.protocol,
         method=defaults.method,
-        priority=entry.priority,
+        priority=entry.priority if isinstance(entry.priority, int) else 0,
         max_retries=defaults.max_retries(entry.handler) if entry.max_retries is None else entry.max_retries,
         created_by="integration",
     )
@@ -166,7 +204,8 @@ def last_resorts(item: Item, error: Exception) -> Iterator[NewJob]:
 def plan(connector: str, items: Sequence[Item]) -> Plan:
     """Return what to commit. An item that stands before its held position is there already and settled as a duplicate.
 
-    Raises `PositionLost` if the position of one is not held any more.
+    Of one that is not wanted only the position is stored. Raises `PositionLost` if the position of one is not held any
+    more.
     """
     kept: list[Item] = []
     ahead: dict[tuple[int, str, str, int], tuple[Held, StoredPosition]] = {}
@@ -181,7 +220,10 @@ def plan(connector: str, items: Sequence[Item]) -> Plan:
                 item.receipt = Receipt("", duplicate=True)
                 continue
             ahead[id(held), *key] = held, StoredPosition(position.topic_id, position.next_offset)
-        kept.append(item)
+        if item.incoming.wanted:
+            kept.append(item)
+        else:
+            item.receipt = Receipt("", filtered=True)
     advanced = [(held, key[1:], position) for key, (held, position) in ahead.items()]
     return Plan(kept, [_move(connector, held.get(key), key, to) for held, key, to in advanced], advanced)
 

@@ -1,14 +1,19 @@
 """What an adapter to a broker must do, and what the gateway does for it."""
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, Literal, TypeVar
+from functools import cached_property
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeAlias, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
 
 from gateway.errors import DeliveryError
+from gateway.expression import parse
+from gateway.job import MAX_PRIORITY
 from gateway.message import Message
+from gateway.rules import Rules, Ruling
 
 
 class StrictModel(BaseModel):
@@ -34,11 +39,47 @@ class ForwardTarget(StrictModel):
     headers: dict[str, str] = Field(default_factory=dict, description="headers to add")
 
 
+class Sample(StrictModel):
+    """A message to try an entry's expressions with. A body that is text is taken as it is, any other is JSON."""
+
+    topic: str | None = Field(None, description="topic or path; default: the entry's own")
+    key: str | None = Field(None, description="its key")
+    headers: dict[str, str] = Field(default_factory=dict, description="its headers")
+    parameters: dict[str, str] = Field(default_factory=dict, description="captures of the topic or path")
+    content_type: str | None = Field(None, description="media type of the body")
+    body: Any = Field(None, description="its body")
+
+    def message(self, topic: str) -> Message:
+        """Return it as it would be received from `topic`."""
+        body = self.body if isinstance(self.body, str) else json.dumps(self.body)
+        return Message(
+            topic=topic if self.topic is None else self.topic,
+            key=None if self.key is None else self.key.encode(),
+            headers=tuple((name, value.encode()) for name, value in self.headers.items()),
+            content_type=self.content_type,
+            parameters=self.parameters,
+            body=b"" if self.body is None else body.encode(),
+            tombstone=self.body is None,
+        )
+
+
+def _checked(value: int | str) -> int | str:
+    if isinstance(value, str):
+        parse(value)
+    return value
+
+
+ExpressionText: TypeAlias = Annotated[str, AfterValidator(_checked)]
+Priority: TypeAlias = Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)]
+
+
 class InboundEntry(StrictModel):
-    """One source of messages. Connectors add the key that names the source."""
+    """One source of messages. Connectors add the key that names the source, before any other."""
 
     handler: str = Field(description="name of the handler that runs for each message")
-    priority: int = Field(0, ge=-1_000_000, le=1_000_000, description="higher runs first")
+    priority: Annotated[Priority | str, AfterValidator(_checked)] = Field(
+        0, description="higher runs first; a number, or an expression that gives one"
+    )
     max_retries: int | None = Field(
         None, ge=0, le=1000, description="attempts after the first; default: jobs.max_retries"
     )
@@ -46,6 +87,40 @@ class InboundEntry(StrictModel):
     to: ForwardTarget | None = Field(
         None, description="target of the built-in handlers gateway.forward and gateway.http"
     )
+    when: ExpressionText | None = Field(
+        None, description="expression: messages for which it is false are acknowledged and not stored"
+    )
+    dedupe: ExpressionText | None = Field(
+        None, description="expression: of messages with equal values only the first becomes a job; null is none"
+    )
+    ordering: ExpressionText | None = Field(
+        None, description="expression: jobs with equal values run one after the other, as they arrived; null is none"
+    )
+    sample: Sample | None = Field(None, description="a message that `gateway check` tries the expressions with")
+
+    @cached_property
+    def rules(self) -> Rules | None:
+        """What its expressions decide; None if it has none."""
+        priority = self.priority if isinstance(self.priority, str) else None
+        if (self.when, self.dedupe, self.ordering, priority) == (None, None, None, None):
+            return None
+        return Rules(when=self.when, dedupe=self.dedupe, ordering=self.ordering, priority=priority)
+
+    @property
+    def source(self) -> str:
+        """What tells it from its connector's other entries, also after a restart: its first own key that is set."""
+        for name in type(self).model_fields:
+            value = None if name in InboundEntry.model_fields else getattr(self, name)
+            if value is not None:
+                return f"{name} {value}" if isinstance(value, str) else f"{name} {','.join(map(str, value))}"
+        return ""
+
+    def tried(self) -> tuple[Message, Ruling] | None:
+        """Return its sample with what its expressions decide about it; None if it lacks the one or the other."""
+        if self.sample is None or self.rules is None:
+            return None
+        message = self.sample.message(self.source.partition(" ")[2])
+        return message, self.rules.judge(message)
 
 
 class ConnectorConfig(StrictModel):
@@ -64,11 +139,13 @@ class Receipt:
     """What became of one received message. `job_id` is the job that stands for it, also for a duplicate.
 
     `duplicate`: its dedupe id was there before, no job was made. `conflict`: and its body was another one.
+    `filtered`: its entry does not want it, no job was made and `job_id` is empty; acknowledge it all the same.
     """
 
     job_id: str
     duplicate: bool = False
     conflict: bool = False
+    filtered: bool = False
 
 
 @dataclass(frozen=True, slots=True)

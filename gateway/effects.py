@@ -11,10 +11,9 @@ from typing import Any, TypeAlias, TypedDict
 from sqlalchemy.sql.base import Executable
 
 from gateway.errors import PayloadError, TransactionRefused
-from gateway.job import PUBLISH, Direction, NewJob, QueueJob
+from gateway.job import MAX_PRIORITY, PUBLISH, Direction, NewJob, QueueJob
 from gateway.message import Json, Message
 
-MAX_PRIORITY = 1_000_000
 Headers: TypeAlias = Mapping[str, str | bytes] | Iterable[tuple[str, str | bytes]]
 _ORDERING_WIDTH = 255
 

@@ -14,6 +14,7 @@ GatewayError
 │   ├── TransactionRefused a handler tried to end or break its job's transaction
 │   ├── TransactionPoisoned a database error was swallowed; the commit is refused
 │   └── MigrationError     the schema has another version, or cannot be migrated
+├── ExpressionError        an entry's expression has no value for a message
 ├── PayloadError           a body, result or parameter cannot be encoded or decoded
 ├── HandlerTimeout         a handler took longer than its timeout
 └── raised by handlers
@@ -100,6 +101,10 @@ class TransactionPoisoned(StoreError):  # noqa: N818 - reads as what happened
 
 class MigrationError(StoreError):
     """The schema is missing, older or newer than this program, or its migration failed."""
+
+
+class ExpressionError(GatewayError):
+    """An entry's expression has no value for a message: it compares, adds or reads what it cannot."""
 
 
 class PayloadError(GatewayError):

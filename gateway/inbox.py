@@ -10,11 +10,10 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from time import monotonic
 
-from gateway.arrival import Call, Conservation, Defaults, Held, Item, Plan, last_resorts, plan, size_of, to_job
+from gateway.arrival import Call, Conservation, Defaults, Held, Incoming, Item, Plan, admit, last_resorts, plan, size_of
 from gateway.connector import InboundEntry, Inbox, Receipt, StoredPosition
 from gateway.crashpoint import reach
 from gateway.errors import DataRefused, Disconnected, PositionLost, StoreError
-from gateway.job import NewJob
 from gateway.message import Message
 from gateway.store import Store
 from gateway.telemetry import emit
@@ -108,8 +107,7 @@ class _ConnectorInbox(Inbox):
     async def receive(self, messages: Sequence[Message], entry: InboundEntry) -> Sequence[Receipt]:
         if self._stopping.is_set():
             await asyncio.get_running_loop().create_future()
-        jobs = [(message, to_job(message, entry, self._defaults)) for message in messages]
-        calls = self._lane.put(jobs, self._held)
+        calls = self._lane.put([admit(message, entry, self._defaults) for message in messages], self._held)
         try:
             parts = await asyncio.gather(*(call.future for call in calls), return_exceptions=True)
         except asyncio.CancelledError:
@@ -142,16 +140,16 @@ class _Lane:
     def busy(self) -> bool:
         return self.task is not None and not self.task.done()
 
-    def put(self, jobs: Sequence[tuple[Message, NewJob]], held: Held) -> list[Call]:
+    def put(self, incoming: Sequence[Incoming], held: Held) -> list[Call]:
         """Queue messages as calls that each fit one flush, and see to it that somebody flushes."""
         loop = asyncio.get_running_loop()
         calls: list[Call] = []
-        for message, job in jobs:
-            if not calls or not self._fits(len(calls[-1].items) + 1, calls[-1].size + size_of(message)):
+        for each in incoming:
+            if not calls or not self._fits(len(calls[-1].items) + 1, calls[-1].size + size_of(each.message)):
                 calls.append(Call(held, loop.create_future()))
-            calls[-1].add(message, job)
-        self.counts.received += len(jobs)
-        self.counts.in_flight += len(jobs)
+            calls[-1].add(each)
+        self.counts.received += len(incoming)
+        self.counts.in_flight += len(incoming)
         self._queue.extend(calls)
         if calls and not self.busy:
             self.beat = loop.time()
@@ -253,7 +251,7 @@ class _Lane:
                 return
 
     async def _ingest(self, planned: Plan) -> None:
-        if not planned.items:
+        if not planned.items and not planned.moves:
             return
         reach("inbox.before_commit")
         receipts = await self.store.ingest(self.name, [item.arrival for item in planned.items], planned.moves)
@@ -264,21 +262,26 @@ class _Lane:
 
     def _settle(self, items: Sequence[Item], seconds: float) -> None:
         """Count what was committed."""
-        before = (self.counts.stored, self.counts.duplicate, self.counts.dead_lettered)
+        before = self._settled
         for item in items:
             if item.receipt is not None and not item.settled:
                 self.counts.settle(item)
-        counts = (self.counts.stored, self.counts.duplicate, self.counts.dead_lettered)
-        stored, duplicate, dead = (now - then for now, then in zip(counts, before, strict=True))
-        if stored or duplicate or dead:
+        stored, duplicate, dead, filtered = (now - then for now, then in zip(self._settled, before, strict=True))
+        if stored or duplicate or dead or filtered:
             emit(
                 "inbox.committed",
                 connector=self.name,
                 stored=stored,
                 duplicate=duplicate,
                 rejected=dead,
+                filtered=filtered,
                 seconds=seconds,
             )
+
+    @property
+    def _settled(self) -> tuple[int, int, int, int]:
+        counts = self.counts
+        return counts.stored, counts.duplicate, counts.dead_lettered, counts.filtered
 
     def _give_up(self, call: Call, reason: str) -> None:
         self.counts.reject(call.items)

@@ -15,6 +15,8 @@ from gateway.message import Json, Message
 
 PUBLISH = "gateway.publish"
 """The handler name of outbound jobs; the outbox runs them, never the executor."""
+MAX_PRIORITY = 1_000_000
+"""A priority is at most so far from 0, in both directions."""
 
 
 class JobStatus(IntEnum):

@@ -5,7 +5,7 @@ call only and logged. No event carries a payload or a secret.
 
 | event | fields |
 |---|---|
-| `inbox.committed` | `connector`, `stored`, `duplicate`, `rejected`, `seconds` |
+| `inbox.committed` | `connector`, `stored`, `duplicate`, `rejected`, `filtered`, `seconds` |
 | `inbox.waiting` | `connector`, `error` (the database is away, messages wait unacknowledged) |
 | `job.claimed` | `lane`, `count`, `seconds` |
 | `job.started` | `job`, `handler`, `attempt` |

@@ -197,6 +197,34 @@ handlers: {h: "json:dumps"}
         assert text in ran.out
 
 
+def test_check_tries_each_entry_s_expressions_with_its_sample(migrated, folder):
+    (folder / "gateway.yaml").write_text("""
+connectors:
+  bus:
+    type: memory
+    inbound:
+      - {topic: a, handler: h, when: "topic == 'a'", dedupe: body.id, ordering: key, sample: {key: ä, body: {id: 7}}}
+      - {topic: b, handler: h, when: body == 'x', priority: size(body), sample: {body: '"y"'}}
+      - {topic: c, handler: h, when: body.id > 5, sample: {body: not json}}
+      - {topic: d, handler: h, sample: {}}
+handlers: {h: "json:dumps"}
+""")
+    ran = migrated("check", "--offline", "--json")
+
+    found = {each["part"]: (each["state"], each["text"]) for each in ran.json if "inbound" in each["part"]}
+    assert ran.code == 1
+    assert found == {
+        "connectors.bus.inbound[0]": (
+            "ok", 'the sample would be stored: dedupe "7", ordering "ä", priority null'
+        ),
+        "connectors.bus.inbound[1]": ("ok", "the sample would be filtered out, as 'when' is false"),
+        "connectors.bus.inbound[2]": ("failed", found["connectors.bus.inbound[2]"][1]),
+    }  # fmt: skip
+    assert (
+        "'when' has no value for this message: the message's body is not JSON" in found["connectors.bus.inbound[2]"][1]
+    )
+
+
 def test_check_fails_when_a_connector_cannot_connect(migrated, folder):
     (folder / "gateway.yaml").write_text("connectors: {out: {type: http, url: 'http://127.0.0.1:1'}}")
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from gateway.config import Config, parse_config
 from gateway.config.document import MAX_BYTES, MAX_DEPTH, MAX_NODES
 from gateway.errors import ConfigError
+from gateway.plugins import CONNECTORS, names
 
 
 def parse(text: str, **environment: str) -> Config:
@@ -98,7 +99,7 @@ def test_all_mistakes_are_told_at_once_in_the_order_of_the_file():
         ("connectors:\n  a: 5", "2: connectors.a: expected keys with values, at least 'type'"),
         (
             "connectors:\n  a: {inbound: []}",
-            "2: connectors.a.type: this key is required: the type of connector (http, memory)",
+            f"2: connectors.a.type: this key is required: the type of connector ({', '.join(names(CONNECTORS))})",
         ),
         ("connectors:\n  a: {type: 5}", "2: connectors.a.type: expected text"),
         ("connectors:\n  a:\n    type: memory\n    inbound: x", "4: connectors.a.inbound: expected a list"),
@@ -305,3 +306,35 @@ def test_whatever_is_written_there_is_nothing_but_a_config_or_a_config_error(tex
 def test_any_values_in_any_place_are_a_config_or_a_config_error(value):
     for key in ("gateway", "database", "jobs", "connectors", "handlers"):
         assert is_judged(json.dumps({key: value}, ensure_ascii=False))
+
+
+def test_mistakes_in_expressions_are_told_with_their_places():
+    told = mistakes(
+        """\
+        connectors:
+          bus:
+            type: memory
+            inbound:
+              - topic: a
+                handler: gateway.log
+                when: body.id = 1
+                dedupe: ${SECRET}
+                ordering: [key]
+                priority: 2000000
+              - {topic: b, handler: gateway.log, priority: bodi.x, sample: {bodi: 1}}
+        """,
+        SECRET="canary.x",
+    )
+
+    place = "connectors.bus.inbound"
+    assert told == [
+        f"gateway.yaml:7: {place}[0].when: '=' (character 9) does not belong into an expression; to compare is '=='",
+        (
+            f"gateway.yaml:8: {place}[0].dedupe: there is no '…' (character 1), there are: topic, key, headers,"
+            " parameters, content_type, body"
+        ),
+        f"gateway.yaml:9: {place}[0].ordering: expected text",
+        f"gateway.yaml:10: {place}[0].priority: must be at most 1000000",
+        f"gateway.yaml:11: {place}[1].priority: there is no 'bodi' (character 1), did you mean 'body'?",
+        f"gateway.yaml:11: {place}[1].sample.bodi: unknown key, did you mean 'body'?",
+    ]

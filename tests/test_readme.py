@@ -156,6 +156,15 @@ def test_the_http_connector_s_example_is_a_valid_configuration(shell: Shell) -> 
     shell.run("gateway check --offline")
 
 
+def test_the_sample_of_the_expressions_is_stored(shell: Shell) -> None:
+    shell.write_files("Write a handler")
+    (example,) = blocks("Choosing, ordering and telling apart", "yaml")
+    handlers = "handlers:\n  order.place: shop:place_order\n"
+    (shell.folder / "gateway.yaml").write_text(example.text + handlers)
+    told = shell.run("gateway check --offline")
+    assert 'the sample would be stored: dedupe "A-1", ordering "C-7", priority 10' in told
+
+
 def test_every_command_of_the_readme_is_run_by_a_test() -> None:
     tested = {"Quick start", "Write a handler", "Configuration"}
     assert {block.section for block in blocks(language="console")} <= tested

@@ -80,8 +80,9 @@ class Metrics:
         match event:
             case "inbox.committed":
                 count = fields["stored"] + fields["duplicate"] + fields["rejected"]
-                self._batch.labels(fields["connector"]).observe(count)
-                self._commit.labels(fields["connector"]).observe(fields["seconds"])
+                if count:
+                    self._batch.labels(fields["connector"]).observe(count)
+                    self._commit.labels(fields["connector"]).observe(fields["seconds"])
             case "outbox.delivered":
                 self._delivered.labels(fields["connector"]).inc(fields["count"])
             case "outbox.failed":

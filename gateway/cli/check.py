@@ -1,6 +1,7 @@
 """`gateway check`: all that can be known before it runs."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Final, Literal
@@ -24,6 +25,7 @@ from gateway.cli.common import (
 from gateway.config import Config
 from gateway.connector import ConnectorConfig
 from gateway.errors import GatewayError
+from gateway.rules import Ruling
 
 _CHECK_SECONDS: Final = 10.0
 _STYLES: Final = {"ok": "green", "warning": "yellow", "failed": "bold red"}
@@ -46,7 +48,8 @@ def check(
     """Check everything before it runs: the file, its handlers, the database and each connector.
 
     Prints all mistakes with file and line (exit code 2), else what each part answered (1 if one of them failed),
-    how often each connector stores a message, and what is dangerous though allowed.
+    how often each connector stores a message, what each entry's expressions make of its sample, and what is dangerous
+    though allowed.
     """
     settings = load(config, imports=True)
     findings = finish(_findings(settings, offline=offline))
@@ -93,7 +96,22 @@ async def _connector(name: str, section: ConnectorConfig, *, offline: bool) -> l
     kind = plugins.connector_class(section.type)
     findings = [Finding(part, "ok", f"{section.type}: received messages are stored {kind.guarantee}")]
     findings += [Finding(part, "warning", warning) for warning in section.warnings()]
+    for index, entry in enumerate(section.inbound):
+        if (tried := entry.tried()) is not None:
+            findings.append(_sample(f"{part}.inbound[{index}]", tried[1]))
     return findings if offline else [*findings, await _connection(part, kind(section, name=name))]
+
+
+def _sample(part: str, ruling: Ruling) -> Finding:
+    """Say what an entry's expressions make of its sample."""
+    if ruling.error is not None:
+        return Finding(part, "failed", f"the sample would be stored as Failed: {ruling.error}")
+    if not ruling.wanted:
+        return Finding(part, "ok", "the sample would be filtered out, as 'when' is false")
+    key = None if ruling.ordering is None else ruling.ordering.decode("utf-8", "backslashreplace")
+    given = {"dedupe": ruling.dedupe, "ordering": key, "priority": ruling.priority}
+    shown = ", ".join(f"{name} {json.dumps(value, ensure_ascii=False)}" for name, value in given.items())
+    return Finding(part, "ok", f"the sample would be stored: {shown}")
 
 
 async def _connection(part: str, connector: Any) -> Finding:

@@ -126,6 +126,16 @@ async def test_a_key_that_is_none_is_400(key):
         assert (await client.post("/messages/a", headers=doubled)).status == 400
 
 
+async def test_what_the_entry_does_not_want_is_accepted_without_a_job():
+    class Unwanted(Recorder):
+        async def receive(self, messages, entry):
+            return [Receipt("", filtered=True) for _ in messages]
+
+    async with serving(Unwanted()) as client:
+        answer = await client.post("/messages/a")
+    assert (answer.status, answer.json) == (202, {"job_id": None, "filtered": True})
+
+
 # Bodies
 
 
