@@ -175,11 +175,11 @@ class Wire(ABC):
 
 
 def original(error: BaseException) -> BaseException:
-    """Return the driver's own error inside SQLAlchemy's wrapping."""
+    """Return the driver's own error inside SQLAlchemy's wrapping, and inside its adapter's for asyncpg."""
     if isinstance(error, DBAPIError) and error.orig is not None:
         error = error.orig
-        if error.__cause__ is not None:
-            return error.__cause__
+    if type(error).__module__.startswith("sqlalchemy.") and error.__cause__ is not None:
+        return error.__cause__
     return error
 
 
