@@ -85,6 +85,7 @@ class Pool:
         self._free: list[Lane] = []
         self._slots = asyncio.Semaphore(size)
         self._closing: set[asyncio.Task[None]] = set()
+        self._closed = False
         self.lent = 0
 
     @asynccontextmanager
@@ -107,7 +108,8 @@ class Pool:
                 self._back(lane)
 
     async def close(self) -> None:
-        """Close all lanes that are not lent; bounded."""
+        """Close all lanes; those that are lent as they come back. Bounded."""
+        self._closed = True
         while self._free:
             self._drop(self._free.pop())
         if self._closing:
@@ -124,7 +126,7 @@ class Pool:
         return None
 
     def _back(self, lane: Lane) -> None:
-        if lane.broken or self._wire.in_transaction(lane.raw) or not self._wire.usable(lane.raw):
+        if self._closed or lane.broken or self._wire.in_transaction(lane.raw) or not self._wire.usable(lane.raw):
             self._drop(lane)
         else:
             lane.used = asyncio.get_running_loop().time()
