@@ -1,0 +1,538 @@
+"""SignalR against a hub on Microsoft's own protocol classes: what every connector must do, and what only it can do."""
+
+import asyncio
+import base64
+import json
+import signal
+from dataclasses import replace
+from typing import ClassVar
+from uuid import uuid4
+
+import pytest
+
+from connectors._signalr_config import SignalrConfig
+from connectors.signalr import SignalrConnector
+from gateway.connector import Inbox
+from gateway.errors import ConfigError, DeliveryError, Disconnected
+from gateway.message import Message
+from gateway.testing.connectors import ConnectorConformance
+from gateway.testing.harness import Harness, Recorder, cancel, nothing_left, running, until
+from tests.brokers.signalr import SignalRHub
+from tests.conftest import missing
+from tests.connectors.signalr_tools import EVENT, connector, receiving, seen
+from tests.services import ServiceMissing
+
+
+@pytest.fixture(scope="module")
+def shared_hub():
+    try:
+        hub = SignalRHub()
+    except ServiceMissing as reason:
+        missing(str(reason))
+        raise
+    try:
+        yield hub.start()
+    finally:
+        hub.remove()
+
+
+@pytest.fixture
+async def hub(shared_hub):
+    """The module's hub, as if it had just been started."""
+    await shared_hub.control("reset")
+    return shared_hub
+
+
+@pytest.fixture
+def own_hub(shared_hub):
+    """Make a hub of the test's own, with these options; it runs."""
+    made = []
+
+    def make(**options):
+        made.append(SignalRHub(**options))
+        return made[-1].start()
+
+    yield make
+    for each in made:
+        each.remove()
+
+
+class Unpacking(Inbox):
+    """Hands on what the stranger sent: the event's argument, which is the body of its message."""
+
+    def __init__(self, inbox, body_of):
+        self._inbox, self._body_of = inbox, body_of
+
+    def ready(self):
+        self._inbox.ready()
+
+    async def receive(self, messages, entry):
+        return await self._inbox.receive([replace(m, body=self._body_of(m.json()[0])) for m in messages], entry)
+
+    async def positions(self, cluster, topic, partitions):
+        return await self._inbox.positions(cluster, topic, partitions)
+
+
+class HubHarness(Harness):
+    """A stranger who has hub code invoke an event on a group, one for each instance, and waits for its answer."""
+
+    minimal: ClassVar = {"type": "signalr", "url": "https://hub.example/events"}
+    protocol = "json"
+
+    def __init__(self, hub):
+        self.hub = hub
+        self.sent = 0
+        self.group = uuid4().hex[:8]
+
+    def keys(self, instance):
+        join = {"method": "join", "arguments": [f"{self.group}-{instance}"]}
+        return {"on_connect": [join], "inbound": [{"event": self.topic, "handler": "h"}]}
+
+    def connector(self, instance=0):
+        config = {"type": "signalr", "url": self.hub.url, "protocol": self.protocol, "max_pending": 100}
+        body_of = self.body_of
+
+        class Unpacked(SignalrConnector):
+            async def run(self, inbox):
+                await super().run(Unpacking(inbox, body_of))
+
+        return Unpacked(SignalrConfig.model_validate({**config, **self.keys(instance)}), name=f"c{instance}")
+
+    def body_of(self, argument):
+        return argument.encode()
+
+    def argument_of(self, body):
+        return body.decode()
+
+    async def send(self, message, instance=0):
+        headers = {name: value.decode() for name, value in message.headers}
+        self.sent += 1
+        event = {"target": self.topic, "arguments": [self.argument_of(message.body)], "headers": headers}
+        await self.hub.control("invoke", event | {"id": str(self.sent)}, group=f"{self.group}-{instance}")
+
+    async def acknowledged(self):
+        return len((await self.hub.control())["answers"])
+
+    async def delivered(self):
+        return [
+            Message(
+                topic=self.topic,
+                body=base64.b64decode(argument["base64"]) if isinstance(argument, dict) else str(argument).encode(),
+                message_id=each["headers"].get("message-id"),
+            )
+            for each in (await self.hub.control())["received"]
+            for argument in each["arguments"]
+        ]
+
+    async def stop_broker(self):
+        self.hub.stop()
+
+    async def start_broker(self):
+        self.hub.start()  # in this thread, whose end would be the hub's too
+
+    def refusable(self):
+        return Message(topic="fail", body=b"x")
+
+
+class MessagePackHarness(HubHarness):
+    protocol = "messagepack"
+
+    def body_of(self, argument):
+        return base64.b64decode(argument)
+
+    def argument_of(self, body):
+        return {"base64": base64.b64encode(body).decode()}
+
+
+class AcknowledgingHarness(HubHarness):
+    """A hub that keeps each event until it is acknowledged, and sends what it keeps to whoever subscribes."""
+
+    def keys(self, instance):
+        acknowledge = {"method": "acknowledge", "id": "body[0].id"}
+        entry = {"event": self.topic, "handler": "h", "acknowledge": acknowledge}
+        return {"on_connect": [{"method": "subscribe"}], "inbound": [entry]}
+
+    def body_of(self, argument):
+        return argument["body"].encode()
+
+    async def send(self, message, instance=0):
+        headers = {name: value.decode() for name, value in message.headers}
+        await self.hub.control("enqueue", {"target": self.topic, "body": message.body.decode(), "headers": headers})
+
+    async def acknowledged(self):
+        return (await self.hub.control())["done"]
+
+
+class TestSignalR(ConnectorConformance):
+    prefetch = 100
+    redelivers = False  # the protocol has no acknowledgement: a hub forgets an event when it has sent it
+    has_dedupe_id = False  # nor an identity of an event
+    carries_key = False  # an invocation has a target, arguments and headers, no key
+    takes_binary = False  # an argument in JSON is no binary
+
+    @pytest.fixture
+    async def harness(self, hub):
+        return HubHarness(hub)
+
+
+class TestSignalRInMessagePack(ConnectorConformance):
+    prefetch = 100
+    redelivers = has_dedupe_id = carries_key = False  # as above
+
+    @pytest.fixture
+    async def harness(self, hub):
+        return MessagePackHarness(hub)
+
+
+class TestSignalRWithAcknowledgement(ConnectorConformance):
+    prefetch = 100
+    carries_key = takes_binary = False  # as above
+
+    @pytest.fixture
+    async def harness(self, hub):
+        return AcknowledgingHarness(hub)
+
+
+# What arrives.
+
+
+@pytest.mark.parametrize("protocol", ["json", "messagepack"])
+async def test_an_events_body_is_the_list_of_its_arguments(hub, protocol):
+    arguments = [1, "é\u0000", None, {"a": [True, 1.5]}]
+    async with receiving(hub, protocol=protocol) as (_, inbox):
+        await hub.control("invoke", {"target": "Event", "arguments": arguments})
+        await until(lambda: inbox.stored)
+    (message,) = inbox.stored
+    assert message.json() == arguments
+    assert (message.topic, message.content_type) == ("Event", "application/json")
+
+
+async def test_a_json_event_keeps_its_numbers_as_the_hub_wrote_them(hub):
+    arguments = '[12345678901234567890.12345678901234567890,1.10, "\\u00e9" ]'
+    async with receiving(hub) as (_, inbox):
+        await hub.control("raw", f'{{"type":1,"target":"event","arguments":{arguments}}}\x1e')
+        await until(lambda: inbox.stored)
+    assert inbox.stored[0].body.decode() == arguments
+
+
+async def test_binary_arguments_of_messagepack_become_base64(hub):
+    async with receiving(hub, protocol="messagepack") as (_, inbox):
+        await hub.control("invoke", {"target": "event", "arguments": [{"base64": "AP8="}, "text"]})
+        await until(lambda: inbox.stored)
+    assert inbox.stored[0].json() == ["AP8=", "text"]
+
+
+async def test_events_that_no_entry_receives_are_left_out(hub):
+    async with receiving(hub) as (_, inbox):
+        await hub.control("invoke", {"target": "other", "arguments": [1], "id": "o"})
+        await hub.control("invoke", {"target": "event", "arguments": [2], "id": "e"})
+        state = await seen(hub, lambda state: len(state["answers"]) == 2)
+    assert [message.json() for message in inbox.stored] == [[2]]
+    assert state["answers"] == {"o": "nobody receives other here", "e": "job-1"}
+
+
+async def test_a_slow_event_does_not_hold_back_the_reader_of_answers(hub):
+    inbox = Recorder()
+    inbox.gate.clear()
+    async with receiving(hub, inbox) as (made, _):
+        await hub.control("push", count=10)
+        await until(lambda: inbox.offered)
+        assert await made.publish(Message(topic="echo", body=b'["still there"]')) == "still there"
+        inbox.gate.set()
+        await until(lambda: len(inbox.stored) == 10)
+
+
+async def test_a_flood_stays_at_the_hub_while_it_cannot_be_stored(hub):
+    inbox = Recorder()
+    inbox.gate.clear()
+    async with receiving(hub, inbox, max_pending=1000, max_pending_bytes=100_000, server_timeout=1) as (_, _):
+        await hub.control("push", count=20_000, size=2000)
+        state = await seen(hub, lambda state: state["buffered"] > 10_000_000)
+        await asyncio.sleep(1.5)  # longer than the hub may be silent: it is not, it is not listened to
+        assert len(inbox.offered) < 50
+        assert (await hub.control())["buffered"] > state["buffered"] - 5_000_000
+        inbox.gate.set()
+        await until(lambda: len(inbox.stored) == 20_000, 60)
+    assert [message.json()[0]["i"] for message in inbox.stored] == list(range(20_000))
+    assert inbox.readies == 1
+
+
+async def test_what_has_arrived_is_stored_when_the_connector_stops(hub):
+    inbox = Recorder()
+    inbox.gate.clear()
+    life = asyncio.create_task(connector(hub.url).run(inbox))
+    await until(lambda: inbox.readies)
+    await hub.control("push", count=5)
+    await until(lambda: inbox.offered)
+    life.cancel()
+    await asyncio.sleep(0)
+    inbox.gate.set()
+    with pytest.raises(asyncio.CancelledError):
+        await life
+    assert len(inbox.stored) == 5
+
+
+async def test_what_has_arrived_is_stored_when_the_hub_goes_away(hub):
+    inbox = Recorder()
+    inbox.gate.clear()
+    life = asyncio.create_task(connector(hub.url).run(inbox))
+    await until(lambda: inbox.readies)
+    await hub.control("push", count=5)
+    await until(lambda: inbox.offered)
+    await hub.control("abort")
+    await seen(hub, lambda state: state["connections"] == 0)
+    inbox.gate.set()
+    with pytest.raises(Disconnected):
+        await asyncio.wait_for(life, 10)
+    assert len(inbox.stored) == 5
+
+
+async def test_a_hub_is_asked_to_go_on_after_the_last_stored_event(hub):
+    inbox = Recorder()
+    entry = EVENT | {"resume": {"method": "subscribe", "position": "body[0].id"}}
+    async with receiving(hub, inbox, inbound=[entry]):
+        for n in range(3):
+            await hub.control("enqueue", {"target": "event", "n": n})
+        await until(lambda: len(inbox.stored) == 3)
+    await hub.control("enqueue", {"target": "event", "n": 3})
+    last = inbox.stored[-1].json()[0]["id"]
+    async with receiving(hub, inbox, inbound=[entry]):
+        await until(lambda: len(inbox.stored) >= 4)
+    assert [message.json()[0]["n"] for message in inbox.stored] == [0, 1, 2, 3]
+    assert (await hub.control())["joined"] == [None, last]
+
+
+async def test_an_acknowledgement_that_the_hub_refuses_ends_the_life(hub):
+    inbox = Recorder()
+    entry = EVENT | {"acknowledge": {"method": "fail", "id": "body[0].i"}}
+    life = asyncio.create_task(connector(hub.url, inbound=[entry]).run(inbox))
+    await until(lambda: inbox.readies)
+    await hub.control("push")
+    with pytest.raises(Disconnected, match="the hub refused fail: hub says no"):
+        await asyncio.wait_for(life, 10)
+
+
+# How it connects.
+
+
+async def test_the_token_is_read_again_at_every_connect(own_hub, tmp_path):
+    hub = own_hub(token="first")
+    file = tmp_path / "token"
+    file.write_text("first\n")
+    async with receiving(hub, token_file=str(file)):
+        pass
+    hub.allow("second")
+    with pytest.raises(Disconnected, match="401"):
+        await connector(hub.url, token_file=str(file)).run(Recorder())
+    file.write_text("second")
+    async with receiving(hub, token_file=str(file)) as (made, _):
+        assert await made.publish(Message(topic="echo", body=b"1")) == "1"
+    file.unlink()
+    with pytest.raises(ConfigError, match="token_file"):
+        await connector(hub.url, token_file=str(file)).run(Recorder())
+    state = await hub.control()
+    assert [each["token"] for each in state["requests"]] == ["first", "first", "first", "second", "second"]
+
+
+async def test_headers_and_token_go_along_with_both_requests_and_nowhere_else(hub):
+    async with receiving(hub, headers={"X-Plant": "7"}, token="secret") as (made, _):
+        await made.publish(Message(topic="send", body=b"1"))
+    state = await hub.control()
+    assert [(each["custom"], each["token"]) for each in state["requests"]] == [("7", "secret")] * 2
+    assert state["received"] == [{"headers": {}, "arguments": [1]}]
+
+
+async def test_negotiation_can_be_left_out_and_can_lead_elsewhere(hub):
+    async with receiving(hub, skip_negotiation=True):
+        pass
+    elsewhere = hub.url.replace("/hub", "/elsewhere?give=other")
+    async with running(connector(elsewhere, token="mine")):
+        pass
+    requests = (await hub.control())["requests"]
+    assert [each["method"] for each in requests] == ["GET", "POST", "GET"]
+    assert [each["token"] for each in requests] == ["", "other", "other"]
+
+
+async def test_the_check_says_what_answers_and_invokes_nothing(hub):
+    made = connector(hub.url + "?key=secret", on_connect=[{"method": "join", "arguments": ["g"]}])
+    assert await made.check() == f"the hub {hub.url} answers (json)"
+    assert (await hub.control())["joined"] == []
+
+
+async def test_a_method_invoked_at_connect_must_succeed(hub):
+    made = connector(hub.url, on_connect=[{"method": "join", "arguments": ["g"]}, {"method": "fail"}])
+    with pytest.raises(Disconnected, match="the hub refused fail: hub says no"):
+        await made.run(Recorder())
+    made = connector(hub.url, on_connect=[{"method": "hang"}], timeout=0.2)
+    with pytest.raises(Disconnected, match=r"has not answered hang in 0\.2 seconds"):
+        await made.run(Recorder())
+
+
+# Faults.
+
+
+async def test_a_killed_hub_is_noticed_and_used_again_once_it_is_back(own_hub):
+    hub, inbox = own_hub(), Recorder()
+    life = asyncio.create_task(connector(hub.url).run(inbox))
+    await until(lambda: inbox.readies)
+    hub.kill()
+    with pytest.raises(Disconnected):
+        await asyncio.wait_for(life, 5)
+    hub.start()
+    async with receiving(hub, inbox):
+        await hub.control("push")
+        await until(lambda: inbox.stored)
+
+
+@pytest.mark.parametrize("publishing", [False, True])
+async def test_a_frozen_hub_is_noticed_and_nothing_of_it_is_left(own_hub, publishing):
+    hub = own_hub(keep_alive=0.2, max_message=10_000_000)
+    big = Message(topic="echo", body=b"x" * 5_000_000)
+    async with nothing_left():
+        made = connector(hub.url, server_timeout=0.8, ping_interval=0.3, max_invocation=10_000_000)
+        inbox = Recorder()
+        life = asyncio.create_task(made.run(inbox))
+        await until(lambda: inbox.readies)
+        hub.signal(signal.SIGSTOP)
+        try:
+            sends = [asyncio.create_task(made.publish(big)) for _ in range(4 * publishing)]
+            with pytest.raises(Disconnected, match="silent"):
+                await asyncio.wait_for(life, 5)
+            failed = await asyncio.wait_for(asyncio.gather(*sends, return_exceptions=True), 5)
+        finally:
+            hub.signal(signal.SIGCONT)
+        assert all(isinstance(each, DeliveryError) and not each.permanent for each in failed)
+
+
+async def test_the_hub_keeps_a_connector_that_has_nothing_to_say(own_hub):
+    hub = own_hub(client_timeout=0.5, keep_alive=0.2)
+    async with receiving(hub, ping_interval=0.1, server_timeout=1):
+        await seen(hub, lambda state: state["pings"] >= 10)
+        assert (await hub.control())["connections"] == 1
+
+
+async def test_a_websocket_ping_is_answered_and_no_message(hub):
+    for protocol in ("json", "messagepack"):
+        async with receiving(hub, protocol=protocol) as (_, inbox):
+            await hub.control("ping")
+            await hub.control("push")
+            await until(lambda inbox=inbox: inbox.stored)
+
+
+async def test_a_close_message_ends_the_life_with_the_hubs_reason(hub):
+    inbox = Recorder()
+    life = asyncio.create_task(connector(hub.url).run(inbox))
+    await until(lambda: inbox.readies)
+    await hub.control("close")
+    with pytest.raises(Disconnected, match="the hub is told to"):
+        await asyncio.wait_for(life, 5)
+
+
+# What is sent.
+
+
+@pytest.mark.parametrize("protocol", ["json", "messagepack"])
+@pytest.mark.parametrize(
+    ("body", "arguments"),
+    [
+        (b'["a", 2]', ["a", 2]),
+        (b'{"a": 1}', [{"a": 1}]),
+        (b"5", [5]),
+        (b"[]", []),
+        (b"text", ["text"]),
+        (b"", [""]),
+        ("[é]".encode(), ["[é]"]),
+        (b"NaN", ["NaN"]),
+        (b"\xef\xbb\xbf[1]", [1]),
+        ("[1]".encode("utf-16"), [1]),
+    ],
+)
+async def test_a_body_is_the_list_of_arguments_or_the_one_argument(hub, protocol, body, arguments):
+    async with receiving(hub, protocol=protocol) as (made, _):
+        await made.publish(Message(topic="send", body=body))
+    assert (await hub.control())["received"][0]["arguments"] == arguments
+
+
+async def test_a_body_that_is_no_text_is_a_binary_argument(hub):
+    for protocol in ("json", "messagepack"):
+        async with receiving(hub, protocol=protocol) as (made, _):
+            await made.publish(Message(topic="send", body=b"\x00\xff"))
+    assert [each["arguments"] for each in (await hub.control())["received"]] == [["AP8="], [{"base64": "AP8="}]]
+
+
+async def test_a_tombstone_is_null(hub):
+    async with receiving(hub) as (made, _):
+        await made.publish(Message(topic="send", tombstone=True))
+    assert (await hub.control())["received"][0]["arguments"] == [None]
+
+
+@pytest.mark.parametrize("protocol", ["json", "messagepack"])
+async def test_headers_and_the_message_id_go_along(hub, protocol):
+    headers = (("traceparent", b"00-1"), ("traceparent", b"second"))
+    async with receiving(hub, protocol=protocol) as (made, _):
+        await made.publish(Message(topic="send", body=b"1", headers=headers, message_id="job-1"))
+    assert (await hub.control())["received"][0]["headers"] == {"traceparent": "00-1", "message-id": "job-1"}
+
+
+async def test_a_methods_result_is_the_answer(hub):
+    async with receiving(hub) as (made, _):
+        results = [await made.publish(Message(topic="echo", body=body)) for body in (b'"text"', b'{"a":1}', b"null")]
+        assert results == ["text", '{"a":1}', None]
+        assert len(await made.publish(Message(topic="echo", body=b"x" * 30_000))) == 30_000
+
+
+async def test_an_error_of_the_hub_is_permanent_and_a_missing_answer_is_not(hub):
+    async with receiving(hub, timeout=0.3) as (made, _):
+        for topic, text, permanent in (
+            ("fail", "the hub refused fail: hub says no", True),
+            ("nowhere", "Method does not exist: nowhere", True),
+            ("hang", r"has not answered hang in 0\.3 seconds", False),
+        ):
+            with pytest.raises(DeliveryError, match=text) as caught:
+                await made.publish(Message(topic=topic))
+            assert caught.value.permanent is permanent
+        assert await made.publish(Message(topic="echo", body=b"1")) == "1"
+
+
+async def test_invocations_pending_when_the_connection_is_cut_are_told(hub):
+    made, inbox = connector(hub.url), Recorder()
+    life = asyncio.create_task(made.run(inbox))
+    await until(lambda: inbox.readies)
+    pending = [asyncio.create_task(made.publish(Message(topic="hang"))) for _ in range(50)]
+    with pytest.raises(DeliveryError, match="lost before the hub answered") as caught:
+        await asyncio.wait_for(made.publish(Message(topic="quit")), 5)
+    assert not caught.value.permanent
+    errors = await asyncio.wait_for(asyncio.gather(*pending, return_exceptions=True), 5)
+    assert {type(each) for each in errors} == {DeliveryError}
+    with pytest.raises(Disconnected):
+        await asyncio.wait_for(life, 5)
+
+
+async def test_an_invocation_that_the_hub_would_hang_up_on_is_refused(own_hub):
+    hub = own_hub(max_message=32_768)
+    async with receiving(hub) as (made, _):
+        with pytest.raises(DeliveryError, match="max_invocation") as caught:
+            await made.publish(Message(topic="send", body=b"x" * 33_000))
+        assert caught.value.permanent
+        await made.publish(Message(topic="send", body=b"x" * 32_000))
+    assert len((await hub.control())["received"][0]["arguments"][0]) == 32_000
+
+
+async def test_an_event_above_max_body_ends_the_life_and_says_so(hub):
+    inbox = Recorder()
+    life = asyncio.create_task(connector(hub.url, max_body=10_000).run(inbox))
+    await until(lambda: inbox.readies)
+    await hub.control("push", size=9_000)
+    await until(lambda: inbox.stored)
+    await hub.control("push", size=11_000)
+    with pytest.raises(Disconnected, match="more than 10000 bytes at once"):
+        await asyncio.wait_for(life, 5)
+
+
+async def test_a_cancelled_publish_leaves_the_others_alone(hub):
+    async with receiving(hub) as (made, _):
+        hanging = asyncio.create_task(made.publish(Message(topic="hang")))
+        await made.publish(Message(topic="echo", body=b"1"))
+        await cancel(hanging)
+        assert hanging.cancelled()
+        assert await made.publish(Message(topic="echo", body=json.dumps("on").encode())) == "on"
