@@ -1,7 +1,4 @@
-import os
-import shutil
 import ssl
-import subprocess
 
 import aiohttp
 import pytest
@@ -11,25 +8,6 @@ from gateway.errors import ConfigError, DeliveryError
 from gateway.message import Message
 from gateway.testing.connectors import Recorder, running
 from tests.connectors.http_tools import config, entry, sending
-
-
-def openssl(folder, *arguments):
-    subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
-
-
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory):
-    """A certificate authority, and a certificate of it for 127.0.0.1 that serves both sides."""
-    if shutil.which("openssl") is None and not os.environ.get("CI"):
-        pytest.skip("openssl is not installed")
-    folder = tmp_path_factory.mktemp("certificates")
-    new = ("req", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=gateway-test", "-days", "2")
-    openssl(folder, *new, "-x509", "-keyout", "ca.key", "-out", "ca.pem")
-    (folder / "names").write_text("subjectAltName=IP:127.0.0.1\n")
-    openssl(folder, *new[:-2], "-keyout", "own.key", "-out", "own.csr")
-    signing = ("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2", "-extfile", "names")
-    openssl(folder, "x509", "-req", "-in", "own.csr", *signing, "-out", "own.pem")
-    return {name: str(folder / name) for name in ("ca.pem", "own.pem", "own.key")}
 
 
 @pytest.fixture
