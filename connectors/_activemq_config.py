@@ -49,7 +49,9 @@ class ActiveMQEntry(InboundEntry):
         le=100_000,
         description="messages to hold unacknowledged at most; Artemis counts bytes, 1 KiB for each",
     )
-    selector: str | None = Field(None, description="condition on headers, in JMS's words: region = 'EU'")
+    selector: str | None = Field(
+        None, description="condition on headers, in JMS's words: region = 'EU'; on Artemis all headers are text"
+    )
     subscription: str | None = Field(
         None, description="topic: name of a durable subscription, kept while the gateway is away; needs client_id"
     )

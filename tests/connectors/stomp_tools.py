@@ -177,7 +177,7 @@ class Scripted:
         return [each for each in self.frames if each.command == command]
 
     def write(self, data):
-        """Write to the connection that subscribed, else to the last one."""
+        """Write to the connection that was made first: the one that receives, if there is one."""
         self.writers[0].write(data)
 
     async def serve(self, reader, writer):
@@ -188,7 +188,7 @@ class Scripted:
                 self.frames.append(got)
                 if got.command in self.silent:
                     continue
-                if got.command in ("CONNECT", "STOMP"):
+                if got.command == "STOMP":
                     writer.write(frame("CONNECTED", self.greeting))
                 elif "receipt" in got.headers:
                     writer.write(frame("RECEIPT", {"receipt-id": got.headers["receipt"]}))
