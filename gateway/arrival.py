@@ -15,6 +15,7 @@ from gateway.errors import PositionLost
 from gateway.job import Direction, JobStatus, NewJob
 from gateway.message import Message
 from gateway.outcome import describe
+from gateway.rules import NO_RULING, Ruling
 from gateway.store import Arrival, Dedupe, PositionMove
 
 Held: TypeAlias = dict[tuple[str, str, int], StoredPosition | None]
@@ -161,22 +162,15 @@ def admit(message: Message, entry: InboundEntry, defaults: Defaults) -> Incoming
         message = replace(message, dedupe_id=ruling.dedupe)
         # The expression says what is the same message, so that another body is no conflict.
         dedupe = Dedupe(scope=f"\x1f{entry.source}", key=ruling.dedupe, body_hash=bytes(16))
-    job = to_job(message, entry, defaults)
-    if ruling.ordering is not None:
-        # No name of a connector or handler has a space: other keys never fall together with these.
-        job = replace(job, ordering_key=ordering_key(f"in {defaults.connector} {entry.source}", ruling.ordering))
-    if ruling.priority is not None:
-        job = replace(job, priority=ruling.priority)
-    if ruling.error is not None:
-        job = replace(job, status=JobStatus.FAILED, error=ruling.error)
-    return Incoming(message, job, dedupe, ruling.wanted)
+    return Incoming(message, to_job(message, entry, defaults, ruling), dedupe, ruling.wanted)
 
 
-def to_job(message: Message, entry: InboundEntry, defaults: Defaults) -> NewJob:
+def to_job(message: Message, entry: InboundEntry, defaults: Defaults, ruling: Ruling = NO_RULING) -> NewJob:
     """Return the job that stands for a message. Its body is the payload, all else is metadata."""
     metadata = {**entry.metadata, **message.to_metadata(), "connector": defaults.connector}
     if entry.to is not None:
         metadata["to"] = entry.to.model_dump(exclude_none=True)
+    key, priority = ruling.ordering, ruling.priority
     return NewJob(
         handler=entry.handler,
         payload=None if message.tombstone else message.body,
@@ -184,9 +178,13 @@ def to_job(message: Message, entry: InboundEntry, defaults: Defaults) -> NewJob:
         direction=Direction.INBOUND,
         protocol=defaults.protocol,
         method=defaults.method,
-        priority=entry.priority if isinstance(entry.priority, int) else 0,
+        priority=priority if priority is not None else entry.priority if isinstance(entry.priority, int) else 0,
         max_retries=defaults.max_retries(entry.handler) if entry.max_retries is None else entry.max_retries,
         created_by="integration",
+        # No name of a connector or handler has a space: other keys never fall together with these.
+        ordering_key=None if key is None else ordering_key(f"in {defaults.connector} {entry.source}", key),
+        status=JobStatus.PENDING if ruling.error is None else JobStatus.FAILED,
+        error=ruling.error,
     )
 
 

@@ -106,7 +106,7 @@ class InboundEntry(StrictModel):
             return None
         return Rules(when=self.when, dedupe=self.dedupe, ordering=self.ordering, priority=priority)
 
-    @property
+    @cached_property
     def source(self) -> str:
         """What tells it from its connector's other entries, also after a restart: its first own key that is set."""
         for name in type(self).model_fields:

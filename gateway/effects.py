@@ -13,6 +13,7 @@ from sqlalchemy.sql.base import Executable
 from gateway.errors import PayloadError, TransactionRefused
 from gateway.job import MAX_PRIORITY, PUBLISH, Direction, NewJob, QueueJob
 from gateway.message import Json, Message
+from gateway.trace import is_traced, trace_of
 
 Headers: TypeAlias = Mapping[str, str | bytes] | Iterable[tuple[str, str | bytes]]
 _ORDERING_WIDTH = 255
@@ -100,7 +101,7 @@ class Effects:
         message = Message(
             topic=topic,
             key=None if key is None else encode_key(key),
-            headers=encode_headers(options.get("headers", ())),
+            headers=self._traced_headers(encode_headers(options.get("headers", ()))),
             content_type=options.get("content_type") or content_type,
         )
         job = NewJob(
@@ -126,7 +127,7 @@ class Effects:
         job = NewJob(
             handler=handler,
             payload=encode_body(payload)[0],
-            metadata=_metadata(options.get("metadata", {})),
+            metadata=self._traced_metadata(_metadata(options.get("metadata", {}))),
             delay=_delay(options.get("delay", 0)),
             scheduled_at=_moment(options),
             priority=_priority(options.get("priority", 0)),
@@ -136,6 +137,14 @@ class Effects:
         )
         self.outgoing.append(job)
         return job.id
+
+    def _traced_headers(self, headers: tuple[tuple[str, bytes], ...]) -> tuple[tuple[str, bytes], ...]:
+        if is_traced(name for name, _ in headers):
+            return headers
+        return (*headers, *((name, value.encode()) for name, value in trace_of(self._job.metadata).items()))
+
+    def _traced_metadata(self, metadata: Json) -> Json:
+        return metadata if is_traced(metadata) else {**trace_of(self._job.metadata), **metadata}
 
     def _retries(self, handler: str, wish: int | None) -> int:
         if wish is not None and wish < 0:

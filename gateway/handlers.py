@@ -22,6 +22,7 @@ from gateway.connector import ForwardTarget
 from gateway.errors import Discard
 from gateway.handler import Context, handler
 from gateway.message import Json, Message
+from gateway.trace import is_traced, trace_of
 from gateway.web.caller import FRAMING, Call, Caller, safe_headers
 from gateway.web.egress import origin
 
@@ -81,7 +82,8 @@ async def call(context: Context) -> Json:
     """
     to, message = _target(context), context.message
     url = _url(to, message)
-    headers = [*to.headers.items(), ("Idempotency-Key", context.job.id)]
+    trace = {} if is_traced(to.headers) else trace_of(context.job.metadata)
+    headers = [*to.headers.items(), ("Idempotency-Key", context.job.id), *trace.items()]
     if message.content_type is not None and not any(name.lower() == "content-type" for name in to.headers):
         headers.append(("Content-Type", message.content_type))
     async with Caller(trusted=[origin(url)], timeout=HTTP_TIMEOUT) as caller:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from gateway.errors import ExpressionError
 from gateway.expression import Expression, Scope, parse
@@ -26,6 +26,10 @@ class Ruling:
     ordering: bytes | None = None
     priority: int | None = None
     error: str | None = None
+
+
+NO_RULING: Final = Ruling()
+"""Of an entry without expressions."""
 
 
 class Rules:

@@ -13,6 +13,7 @@ from gateway.job import JobStatus, NewJob
 from gateway.testing import run_handler
 from tests.executor.bench import bench
 
+TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 TO = {"connector": "shop", "topic": "sensors.{device}", "key": "{device}"}
 
 
@@ -117,7 +118,12 @@ async def test_a_url_is_called_with_the_body_and_a_stable_id():
     async with receiver(web.Response(text="ta")) as (url, seen):
         to = {"url": f"{url}/a/{{device}}?q={{device}}", "method": "PUT", "headers": {"X-Shop": "1"}}
         run = await run_handler(
-            handlers.call, b"\x00\xff", content_type="image/png", parameters={"device": "d/1 &ä"}, metadata={"to": to}
+            handlers.call,
+            b"\x00\xff",
+            content_type="image/png",
+            headers={"traceparent": TRACE, "x-other": "not sent on"},
+            parameters={"device": "d/1 &ä"},
+            metadata={"to": to},
         )
     assert run.job.status is JobStatus.COMPLETED, run.job.last_error
     assert run.result == {"answer": "ta"}
@@ -125,6 +131,8 @@ async def test_a_url_is_called_with_the_body_and_a_stable_id():
     assert (method, path, body) == ("PUT", "/a/d%2F1%20%26%C3%A4?q=d%2F1%20%26%C3%A4", b"\x00\xff")
     assert (headers["Idempotency-Key"], headers["X-Shop"]) == (run.job.id, "1")
     assert headers["Content-Type"] == "image/png"
+    assert headers["traceparent"] == TRACE
+    assert "x-other" not in headers
 
 
 @pytest.mark.parametrize(
