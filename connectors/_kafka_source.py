@@ -31,6 +31,11 @@ PATIENCE = 60.0
 """Seconds until a group that assigns nothing, or partitions of which nothing is heard, end the life."""
 
 
+_former: dict[tuple[str, str, str], str] = {}
+"""Who this process was in a group when it lost its brokers. A life that goes on as the same member need not wait
+until the group has missed the former one, which takes a whole session."""
+
+
 @dataclass(slots=True)
 class Held:
     """A partition whose position this member holds: everything before `next_offset` is stored."""
@@ -49,6 +54,7 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc]  # the library ha
         self.assigned = asyncio.Event()
         """The group has given this member its first partitions (perhaps none), and their positions are known."""
         self._inbox, self._cluster = inbox, cluster
+        self._key = (connector, entry.group, entry.source)
         self._beginning = Beginning(entry, cluster, connector)
         self._held: dict[TopicPartition, Held] = {}
         self._generation = 0
@@ -68,6 +74,7 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc]  # the library ha
             await settled(consumer.start(), 15)
             # The library refreshes its metadata every 10 s, and when something is wrong: topic ids are compared then.
             consumer._client.cluster.add_listener(self._suspect)  # noqa: SLF001 - there is no public way to hear of it
+            consumer._coordinator.member_id = _former.pop(self._key, "")  # noqa: SLF001 - there is no public way
             matches = self.entry.matches
             consumer.subscribe(self.entry.topics, pattern=matches and matches.pattern, listener=self)
             async with asyncio.TaskGroup() as group:
@@ -82,6 +89,9 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc]  # the library ha
             await self._commit()
             raise
         finally:
+            coordinator = consumer._coordinator  # noqa: SLF001 - there is no public way
+            if coordinator is not None and self.entry.instance_id is None:
+                _former[self._key] = coordinator.member_id
             await close(consumer.stop(), consumer._client)  # noqa: SLF001 - a stop that hangs leaves it open
 
     async def on_partitions_revoked(self, revoked: set[TopicPartition]) -> None:  # noqa: ARG002 - part of the contract

@@ -1,15 +1,22 @@
 """A stranger's view of a Kafka broker: topics made and deleted, records sent and read, a group's offsets."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from uuid import uuid4
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 
 from connectors._kafka_config import KafkaConfig
 from connectors.kafka import KafkaConnector
+from gateway.connector import Inbox
+from gateway.inbox import InboxWriter
+from gateway.store import Store
+from gateway.store.migrate import migrate
+from gateway.supervisor import ConnectorState, Supervisor
+from gateway.testing.harness import until
+from tests.stores.databases import rows
 
 
 def config(address: str, **keys) -> KafkaConfig:
@@ -50,13 +57,20 @@ class Stranger:
         assert response.topic_errors[0][1] == 0, response
         await self.until_there(topic or self.topic, there=True)
 
+    async def grow(self, partitions: int) -> None:
+        await self.admin.create_partitions({self.topic: NewPartitions(partitions)})
+        async with asyncio.timeout(15):
+            while len((await self.admin.describe_topics([self.topic]))[0]["partitions"]) < partitions:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        await self.producer.client.force_metadata_update()
+
     async def delete(self) -> None:
         await self.admin.delete_topics([self.topic])
         await self.until_there(self.topic, there=False)
 
     async def until_there(self, topic: str, *, there: bool) -> None:
         async with asyncio.timeout(15):
-            while (topic in await self.admin.list_topics()) != there:  # noqa: ASYNC110 - a broker is only asked
+            while (topic in await self.admin.list_topics()) != there:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
 
     async def send(self, *values: bytes | None, key: bytes | None = None, **options) -> None:
@@ -93,3 +107,59 @@ class Stranger:
 
     def connector(self, name: str = "kafka", **keys) -> KafkaConnector:
         return connector(self.address, name, inbound=[self.entry(**keys)])
+
+
+class Member:
+    """One gateway of several: a supervised connector whose messages end in a store."""
+
+    def __init__(self, make: Callable[[], KafkaConnector], store: Store) -> None:
+        self.writer = InboxWriter(store)
+        self.supervisor = Supervisor("kafka", make, self._inbox)
+        self._task: asyncio.Task[None] | None = None
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[Supervisor]:
+        await self.start()
+        try:
+            yield self.supervisor
+        finally:
+            await self.stop()
+
+    async def start(self) -> None:
+        self._task = asyncio.create_task(self.supervisor.run())
+        await until(lambda: self.supervisor.state is ConnectorState.CONNECTED, 30)
+
+    async def stop(self) -> None:
+        """Stop as a gateway does: whatever has been received is still stored."""
+        assert self._task is not None
+        self._task.cancel()
+        await asyncio.wait({self._task})
+        await self.writer.close()
+        assert all(counts.residue == 0 for counts in self.writer.conservation.values())
+
+    def _inbox(self, on_ready: Callable[[], None]) -> Inbox:
+        return self.writer.connection("kafka", "kafka", method="publish", on_ready=on_ready)
+
+
+@asynccontextmanager
+async def opened(url: str) -> AsyncIterator[Store]:
+    """A store on a fresh database."""
+    await migrate(url)
+    store = await Store.open(url, instance="kafka-test", statement_timeout=10)
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+async def bodies(url: str) -> list[bytes]:
+    """Return the payloads of all jobs in the order of their arrival."""
+    order = "rowid" if url.startswith("sqlite") else "seq"
+    found = await rows(url, f"SELECT payload FROM queue_jobs ORDER BY {order}")
+    return [row["payload"].encode() for row in found]
+
+
+async def until_count(url: str, count: int, seconds: float = 60) -> None:
+    async with asyncio.timeout(seconds):
+        while (await rows(url, "SELECT count(*) AS n FROM queue_jobs"))[0]["n"] < count:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
