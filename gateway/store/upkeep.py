@@ -17,7 +17,7 @@ CRASHES = 5
 """The crash that makes a job Failed: two in company, three alone."""
 LOOKS_APART = 0.5
 """Seconds between two looks at a missing session lock before its owner counts as dead."""
-TRUSTED = 1.0
+TRUSTED = 1.2
 """Seconds for which this process must itself have been seen alive before a missing lock means anything."""
 BATCH = 200
 
@@ -144,7 +144,7 @@ class Watch:
         now = time.monotonic()
         others = [owner for owner in owners if owner.id is not None and owner.id != self.me]
         gone = {owner.id for owner in others if owner.lock and not owner.held and owner.id is not None}
-        self.missing = {name: self.missing.get(name, now) for name in gone} if alive >= TRUSTED else {}
+        self.missing = {name: self.missing.get(name, now) for name in gone} if alive > 0 else {}
         return [owner for owner in others if self._is_dead(owner, now, alive)]
 
     def _is_dead(self, owner: Owner, now: float, alive: float) -> bool:
@@ -152,7 +152,7 @@ class Watch:
             return True
         if owner.age > self.lease and alive >= self.lease / 2:
             return True
-        return owner.id in self.missing and now - self.missing[owner.id] >= LOOKS_APART
+        return alive >= TRUSTED and now - self.missing.get(owner.id or "", now) >= LOOKS_APART
 
 
 _CRASHED = """SELECT id, claimtoken, crashcount, handler, startedat, retrycount, claimedby FROM queue_jobs
