@@ -1,11 +1,12 @@
 """Real services for tests: each a plain process on a free loopback port with a temporary data folder.
 
-`python -m tests.services postgresql mariadb` starts them, prints their addresses as JSON, and runs until interrupted
+`python -m tests.services postgresql kafka` starts them, prints their addresses as JSON, and runs until interrupted
 (or, with `--parent PID`, until that process is gone). A server here keeps its port and its data over `kill`, `stop`
 and `start`, so that a test can restart a database under its clients.
 """
 
 import argparse
+import importlib
 import json
 import os
 import pwd
@@ -24,6 +25,15 @@ from typing import ClassVar, Self
 from tests import downloads
 
 NAMES = ("postgresql", "mariadb", "mysql8", *downloads.POSTGRESQL)
+BROKERS = {
+    "kafka": "kafka:Kafka",
+    "mosquitto": "mosquitto:Mosquitto",
+    "hivemq": "hivemq:HiveMQ",
+    "activemq": "activemq:ActiveMQ",
+    "artemis": "artemis:Artemis",
+    "signalr": "signalr:SignalRHub",
+}
+"""Modules and classes below `tests.brokers`, which are built on this module."""
 
 
 class ServiceMissing(Exception):  # noqa: N818 - reads as what happened
@@ -251,7 +261,10 @@ class MySQL(MariaDB):
 
 
 def make(name: str) -> Server:
-    """Return a server that is not started yet: one of `NAMES`."""
+    """Return a server that is not started yet: one of `NAMES` or `BROKERS`."""
+    if name in BROKERS:
+        module, kind = BROKERS[name].split(":")
+        return getattr(importlib.import_module(f"tests.brokers.{module}"), kind)()
     if name == "postgresql":
         return PostgreSQL()
     if name in downloads.POSTGRESQL:
@@ -261,7 +274,7 @@ def make(name: str) -> Server:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.services", description=__doc__)
-    parser.add_argument("names", nargs="+", metavar="NAME", choices=NAMES)
+    parser.add_argument("names", nargs="+", metavar="NAME", choices=(*NAMES, *BROKERS))
     parser.add_argument("--parent", type=int, help="stop when this process is gone")
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
@@ -284,4 +297,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from tests import services  # the module that the brokers know, not this run of it
+
+    sys.exit(services.main())
