@@ -6,6 +6,7 @@ The client library gives no reason when it cannot start, and knows neither the c
 import asyncio
 import logging
 import random
+import re
 import ssl
 import uuid
 from collections.abc import Coroutine, Iterable, Sequence
@@ -29,7 +30,7 @@ from aiokafka.protocol.types import (
     TaggedFields,
 )
 
-from connectors._kafka_config import KafkaConfig
+from connectors._kafka_config import KafkaConfig, Tokens
 from gateway.errors import ConfigError, Disconnected
 
 T = TypeVar("T")
@@ -194,6 +195,9 @@ class Cluster:
                 except (errors.KafkaError, OSError, TimeoutError) as error:
                     self._drop()
                     raise Disconnected(f"{self.where} does not answer: {reason(error)}") from error
+        if not response.brokers:
+            self._drop()
+            raise self._unknown_here()
         self.id, self.brokers = response.cluster_id or "", len(response.brokers)
         self._known |= {(broker[1], broker[2]) for broker in response.brokers}
         return dict(_topic(each, ids=response.API_VERSION == _Response12.API_VERSION) for each in response.topics)
@@ -203,6 +207,12 @@ class Cluster:
         closing = self._drop()
         if closing is not None:
             await asyncio.wait({asyncio.ensure_future(closing)}, timeout=1)
+
+    def _unknown_here(self) -> ConfigError | Disconnected:
+        """Return why: a broker that refuses a token tells nobody, it only gives empty answers."""
+        if self._config.sasl == "OAUTHBEARER":
+            return ConfigError([f"{self.where} does not accept the token{Tokens(self._config).age()}"])
+        return Disconnected(f"{self.where} knows of no brokers")
 
     def _drop(self) -> "asyncio.Future[None] | None":
         connection, self._connection = self._connection, None
@@ -228,6 +238,7 @@ class Cluster:
                 )
             except (
                 errors.AuthenticationFailedError,
+                errors.SaslAuthenticationFailed,
                 errors.UnsupportedSaslMechanismError,
                 ssl.SSLCertVerificationError,
             ) as error:
@@ -247,7 +258,7 @@ def reason(error: BaseException) -> str:
         return f"its certificate is not trusted: {error.verify_message}"
     if isinstance(error, OSError):
         return error.strerror or str(error) or type(error).__name__
-    text = str(error).removeprefix("[Error ").strip() or type(error).__name__
+    text = re.sub(r"^\[Error -?\d+\] (\w+: )?", "", str(error)) or type(error).__name__
     cause = error.__cause__
     return f"{text} ({reason(cause)})" if cause is not None and cause is not error else text
 

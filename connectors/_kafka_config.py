@@ -1,7 +1,10 @@
 """The keys of a Kafka connector, and how they become what the client library takes."""
 
+import base64
+import json
 import re
 import ssl
+import time
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -228,6 +231,15 @@ class Tokens(AbstractTokenProvider):  # type: ignore[misc]  # the library has no
             return path.read_text().strip()
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError([f"token_file {path} cannot be read: {getattr(error, 'strerror', error)}"]) from error
+
+    def age(self) -> str:
+        """Return words on when the token expired; none if it did not, or does not tell."""
+        try:
+            claims = self.read().split(".")[1]
+            expires = int(json.loads(base64.urlsafe_b64decode(claims + "=" * (-len(claims) % 4)))["exp"])
+        except (ValueError, LookupError, TypeError):
+            return ""
+        return f", which expired {time.time() - expires:.0f} seconds ago" if expires < time.time() else ""
 
 
 def check_topic(name: str) -> None:
