@@ -153,6 +153,18 @@ class Gateway:
         """Give a Failed or Cancelled job one more attempt. Returns the row as it is now, None if there is none."""
         return await self.store.retry(job_id)
 
+    def pause(self, connector: str, reason: str = "paused by the application") -> bool:
+        """Take nothing in and send nothing out through a connector of this process, until `resume` or a restart.
+
+        What it holds unacknowledged stays at its source; what is published waits in the database. False: there is no
+        connector of that name.
+        """
+        return self._services is not None and self._services.pause(connector, reason)
+
+    def resume(self, connector: str) -> bool:
+        """Connect a paused connector again; False: there is none of that name."""
+        return self._services is not None and self._services.resume(connector)
+
     # -- what the admin listener is shown ------------------------------------------------------------------------
 
     @property

@@ -141,6 +141,20 @@ class Services:
             for name, each in self.supervisors.items()
         ]
 
+    def pause(self, connector: str, reason: str) -> bool:
+        """End a connector's life until it is resumed. False: there is none of that name."""
+        if connector not in self.supervisors:
+            return False
+        self.supervisors[connector].pause(reason)
+        return True
+
+    def resume(self, connector: str) -> bool:
+        """Let a paused connector live again. False: there is none of that name."""
+        if connector not in self.supervisors:
+            return False
+        self.supervisors[connector].resume()
+        return True
+
     async def _stop_connectors(self, grace: float) -> None:
         if self._runs_jobs:
             await self.outbox.drain(grace)

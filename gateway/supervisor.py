@@ -26,7 +26,8 @@ class ConnectorState(StrEnum):
     """What a connector is doing.
 
     `degraded`: its broker is away, it tries again within seconds. `failed`: it ended by something that time alone
-    hardly heals (a mistake in its configuration, an error in its code); it is tried again all the same.
+    hardly heals (a mistake in its configuration, an error in its code); it is tried again all the same. `paused`: it
+    was told to, until it is told to go on.
     """
 
     STOPPED = "stopped"
@@ -64,11 +65,31 @@ class Supervisor:
         self._connector: AnyConnector | None = None
         self._ready_at: float | None = None
         self._failures = 0
+        self._paused = self._interrupted = False
+        self._call: asyncio.Future[None] | None = None
 
     @property
     def publish(self) -> Publish | None:
         """How to send through the connector, while it is connected."""
-        return None if self._connector is None or self._ready_at is None else self._connector.publish
+        ready = self._connector is not None and self._ready_at is not None and not self._paused
+        return self._connector.publish if ready and self._connector is not None else None
+
+    def pause(self, reason: str) -> None:
+        """End the present life, and begin no other until `resume`; at once nothing more is sent.
+
+        What the life has received and not stored stays unacknowledged. Repeated, it only changes the reason.
+        """
+        self._paused = self._interrupted = True
+        self._enter(ConnectorState.PAUSED, reason)
+        self._wake()
+
+    def resume(self) -> None:
+        """Begin a life again, at once; nothing happens to a connector that is not paused."""
+        if self._paused:
+            self._paused = False
+            self._failures = 0
+            self._enter(ConnectorState.CONNECTING, None)
+            self._wake()
 
     async def run(self) -> None:
         """Keep it running until cancelled; then nothing of it is left."""
@@ -79,29 +100,36 @@ class Supervisor:
             self._enter(ConnectorState.STOPPED, None)
 
     async def once(self) -> None:
-        """Run one life, and pause after it."""
+        """Run one life, and pause after it; while it is paused, only wait a moment."""
+        if self._paused:
+            await self._sleep(BEAT)
+            return
+        self._interrupted = False
         if self.state in (ConnectorState.STOPPED, ConnectorState.CONNECTED):
             self._enter(ConnectorState.CONNECTING, None)
         self._ready_at = None
         error = await self._live()
+        if error is None:
+            return
         self._record(error)
         longest = self._longest_pause if self.state is ConnectorState.DEGRADED else max(30.0, self._longest_pause)
         # Jitter over the whole range, so that many instances do not return to a broker in step.
         await self._pause(random.uniform(0, min(longest, 0.1 * 2**self._failures)))  # noqa: S311 - no secret
 
-    async def _live(self) -> BaseException:
+    async def _live(self) -> BaseException | None:
+        """Return why a life ended; None if it was interrupted."""
         life = asyncio.create_task(self._guarded(), name=f"connector {self.name}")
         begun = self._beat()
         try:
-            while not life.done():
-                await asyncio.wait({life}, timeout=BEAT)
+            while not life.done() and not self._interrupted:
+                await self._sleep(BEAT, life)
                 if self._beat() - begun > PATIENCE and self.state is ConnectorState.CONNECTING:
                     self._enter(ConnectorState.DEGRADED, f"still not connected after {PATIENCE:g} seconds")
         finally:
             self._connector = None
             if not life.done():
                 await self._end(life)
-        return life.result()
+        return None if self._interrupted else life.result()
 
     async def _guarded(self) -> BaseException:
         # Returned, never raised: SystemExit and KeyboardInterrupt would otherwise leave the task and end the loop.
@@ -113,7 +141,7 @@ class Supervisor:
         return RuntimeError("it ended by itself, which no connector may")
 
     def _ready(self, connector: AnyConnector) -> None:
-        if connector is self._connector:  # else a call left behind by an earlier life
+        if connector is self._connector and not self._interrupted:  # else a call left behind by an earlier life
             self._ready_at = asyncio.get_running_loop().time()
             self._enter(ConnectorState.CONNECTED, None)
 
@@ -121,7 +149,11 @@ class Supervisor:
         life.cancel()
         done, _ = await asyncio.wait({life}, timeout=self._stop_time)
         if not done:
-            self._enter(ConnectorState.FAILED, f"it did not stop within {self._stop_time:g} seconds of being cancelled")
+            late = f"it did not stop within {self._stop_time:g} seconds of being cancelled"
+            if self._paused:
+                self._enter(ConnectorState.PAUSED, f"{self.reason}; {late}")
+            else:
+                self._enter(ConnectorState.FAILED, late)
 
     def _record(self, error: BaseException) -> None:
         ready_at, self._ready_at = self._ready_at, None
@@ -141,10 +173,20 @@ class Supervisor:
         emit("connector.state", connector=self.name, state=state.value, reason=reason)
 
     async def _pause(self, seconds: float) -> None:
-        while seconds > 0:
-            await asyncio.sleep(min(seconds, BEAT))
+        while seconds > 0 and not self._paused:
+            await self._sleep(min(seconds, BEAT))
             seconds -= BEAT
-            self._beat()
+
+    async def _sleep(self, seconds: float, life: asyncio.Task[Any] | None = None) -> None:
+        """Wait, until the life ends or somebody calls at the latest."""
+        self._call = asyncio.get_running_loop().create_future()
+        waited: set[asyncio.Future[Any]] = {self._call} if life is None else {self._call, life}
+        await asyncio.wait(waited, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        self._beat()
+
+    def _wake(self) -> None:
+        if self._call is not None and not self._call.done():
+            self._call.set_result(None)
 
     def _beat(self) -> float:
         self.beat = asyncio.get_running_loop().time()

@@ -29,6 +29,8 @@ ROUTES = [
     ("POST", "/api/jobs/1/retry"),
     ("GET", "/api/statistics"),
     ("GET", "/api/connectors"),
+    ("POST", "/api/connectors/web/pause"),
+    ("POST", "/api/connectors/web/resume"),
     ("GET", "/api/instances"),
     ("GET", "/nothing"),
 ]

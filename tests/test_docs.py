@@ -36,7 +36,8 @@ def test_every_command_and_each_of_its_options_has_help(name):
 
 def test_the_commands_are_those_of_the_manual():
     assert {name.removeprefix("gateway ") for name in COMMANDS} == {
-        "gateway", "run", "check", "migrate", "schema", "create", "connectors", "connectors show", "send", "status",
+        "gateway", "run", "check", "migrate", "schema", "create", "connectors", "connectors show",
+        "connectors pause", "connectors resume", "send", "status",
         "jobs", "jobs list", "jobs show", "jobs create", "jobs cancel", "jobs retry",
     }  # fmt: skip
 

@@ -283,3 +283,97 @@ async def test_a_connector_that_does_not_get_ready_is_shown_as_degraded(monkeypa
     async with running(s):
         await until(lambda: s.state is ConnectorState.DEGRADED)
         assert "still not connected" in s.reason
+
+
+async def test_a_pause_ends_the_life_and_a_resume_begins_a_fresh_one():
+    ended = []
+
+    async def life(inbox):
+        inbox.ready()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append(True)
+
+    lives, states = Lives(life), []
+    s = supervisor(lives)
+    with subscribed(lambda event, fields: states.append((fields["state"], fields["reason"]))):
+        async with running(s):
+            await until(lambda: s.state is ConnectorState.CONNECTED)
+            since = s.since
+            s.pause("maintenance")
+            assert (s.state, s.reason, s.publish) == (ConnectorState.PAUSED, "maintenance", None)
+            assert s.since > since
+            await until(lambda: ended)
+            s.pause("longer maintenance")
+            for _ in range(20):
+                await asyncio.sleep(0)
+            assert (s.reason, len(lives.made)) == ("longer maintenance", 1)
+
+            s.resume()
+            await until(lambda: s.publish is not None)
+            s.resume()
+            assert (s.state, s.reason, len(lives.made)) == (ConnectorState.CONNECTED, None, 2)
+    assert [state for state, _ in states] == [
+        "connecting", "connected", "paused", "paused", "connecting", "connected", "stopped"
+    ]  # fmt: skip
+
+
+async def test_a_pause_and_a_resume_at_once_are_a_new_life():
+    lives = Lives(for_ever)
+    s = supervisor(lives)
+    async with running(s):
+        await until(lambda: s.state is ConnectorState.CONNECTED)
+        s.pause("a moment")
+        s.resume()
+        await until(lambda: len(lives.made) == 2 and s.state is ConnectorState.CONNECTED)
+
+
+async def test_a_pause_holds_between_two_lives_and_before_the_first(monkeypatch):
+    monkeypatch.setattr("random.uniform", lambda low, high: 3600)
+    lives = Lives(raises(Disconnected("gone")), for_ever)
+    s = supervisor(lives)
+    s.pause("from the beginning")
+    async with running(s):
+        await asyncio.sleep(0.01)
+        assert lives.made == []
+        s.resume()
+        await until(lambda: s.state is ConnectorState.DEGRADED)
+        s.pause("while it waits")
+        await asyncio.sleep(0.01)
+        assert (s.state, s.reason, len(lives.made)) == (ConnectorState.PAUSED, "while it waits", 1)
+        s.resume()
+        await until(lambda: s.state is ConnectorState.CONNECTED)  # it does not wait any longer
+
+
+async def test_a_life_that_ignores_the_pause_is_told_and_can_do_nothing_any_more():
+    freed, ready = asyncio.Event(), []
+
+    async def stubborn(inbox):
+        ready.append(inbox)
+        inbox.ready()
+        while not freed.is_set():
+            try:
+                await freed.wait()
+            except asyncio.CancelledError:
+                continue
+
+    s = supervisor(Lives(stubborn), stop_time=0.02)
+    async with running(s):
+        await until(lambda: s.state is ConnectorState.CONNECTED)
+        s.pause("now")
+        await until(lambda: "did not stop" in s.reason)
+        ready[0].ready()
+        assert (s.state, s.publish) == (ConnectorState.PAUSED, None)
+        assert s.reason.startswith("now; ")
+        freed.set()
+        await until(lambda: len(asyncio.all_tasks()) == 2)
+
+
+async def test_a_paused_connector_s_clock_ticks_and_it_stops_at_once(monkeypatch):
+    monkeypatch.setattr("gateway.supervisor.BEAT", 0.005)
+    s = supervisor(Lives(for_ever))
+    async with running(s):
+        s.pause("now")
+        beat = s.beat
+        await until(lambda: s.beat > beat + 0.01)

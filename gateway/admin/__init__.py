@@ -5,6 +5,7 @@ from typing import Any, Self
 
 from aiohttp import web
 
+from gateway.admin.connectors import ConnectorRoutes
 from gateway.admin.guard import Guard
 from gateway.admin.jobs import JobRoutes
 from gateway.admin.metrics import Metrics
@@ -30,7 +31,7 @@ class Admin:
         self, running: Running, address: tuple[str, int], *, token: str | None, metrics: Metrics | None
     ) -> None:
         self._guard = Guard(token, address[0])
-        self._routes = _routes(StatusRoutes(running, metrics), JobRoutes(running))
+        self._routes = _routes(StatusRoutes(running, metrics), ConnectorRoutes(running), JobRoutes(running))
         self._listener = Listener(self._handle, address)
 
     @property
@@ -57,7 +58,7 @@ class Admin:
         return response
 
 
-def _routes(status: StatusRoutes, jobs: JobRoutes) -> Routes[Endpoint]:
+def _routes(status: StatusRoutes, connectors: ConnectorRoutes, jobs: JobRoutes) -> Routes[Endpoint]:
     routes: Routes[Endpoint] = Routes()
     reads: dict[str, Any] = {
         "/live": status.live,
@@ -65,13 +66,15 @@ def _routes(status: StatusRoutes, jobs: JobRoutes) -> Routes[Endpoint]:
         "/health": status.health,
         "/metrics": status.metrics,
         "/api/statistics": status.statistics,
-        "/api/connectors": status.connectors,
+        "/api/connectors": connectors.list,
         "/api/instances": status.instances,
         "/api/jobs": jobs.list,
         "/api/jobs/{id}": jobs.show,
         "/api/jobs/{id}/history": jobs.history,
     }
     writes: dict[str, Any] = {
+        "/api/connectors/{name}/pause": connectors.pause,
+        "/api/connectors/{name}/resume": connectors.resume,
         "/api/jobs": jobs.create,
         "/api/jobs/{id}/cancel": jobs.cancel,
         "/api/jobs/{id}/retry": jobs.retry,

@@ -1,23 +1,18 @@
 """Jobs over HTTP: list, show, create, cancel, retry."""
 
 import json
-from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 from aiohttp import web
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from gateway.admin.requests import read_json, validate
 from gateway.admin.rows import history_as_json, job_as_json
 from gateway.admin.running import Running
 from gateway.job import PUBLISH, Direction, JobStatus, JobType, NewJob, QueueJob
-from gateway.message import Json
 from gateway.store import JobFilter
 from gateway.web.routes import Refusal, json_response
 
-M = TypeVar("M", bound=BaseModel)
-
-MAX_BODY = 1024 * 1024
-"""Bytes of a request's body."""
 MAX_PAGED = 10_000
 """Jobs that paging by number reaches; beyond them `before` goes on without a limit."""
 
@@ -75,7 +70,7 @@ class JobRoutes:
 
     async def list(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer with one page of jobs, without payloads; `next_before` goes on after it."""
-        query = _validate(ListQuery, _single_values(request))
+        query = validate(ListQuery, _single_values(request))
         reach = query.page * query.page_size
         if reach > MAX_PAGED:
             raise Refusal(400, "bad_request", f"pages reach {MAX_PAGED} jobs; use 'before' to go on")
@@ -99,7 +94,7 @@ class JobRoutes:
 
     async def create(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer 201 with the new job, once it is durable."""
-        body = _validate(JobBody, await _read_json(request))
+        body = validate(JobBody, await read_json(request))
         job = NewJob(
             handler=body.handler,
             payload=_encode(body.payload),
@@ -156,40 +151,8 @@ def _single_values(request: web.BaseRequest) -> dict[str, str]:
     return dict(request.query)
 
 
-async def _read_json(request: web.BaseRequest) -> Json:
-    if request.content_type != "application/json":
-        raise Refusal(400, "bad_request", "send the body as Content-Type: application/json")
-    body = bytearray()
-    async for chunk in request.content.iter_chunked(65_536):
-        body += chunk
-        if len(body) > MAX_BODY:
-            raise Refusal(413, "too_large", f"a body has at most {MAX_BODY} bytes")
-    try:
-        data = json.loads(body, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError):
-        raise Refusal(400, "bad_request", "the body is not JSON") from None
-    if not isinstance(data, dict):
-        raise Refusal(400, "bad_request", "the body is a JSON object")
-    return data
-
-
-def _validate(model: type[M], data: Mapping[str, Any]) -> M:
-    try:
-        return model.model_validate(data)
-    except ValidationError as error:
-        mistakes = [
-            f"{'.'.join(map(str, each['loc']))[:64] or 'body'}: {each['msg']}"
-            for each in error.errors(include_url=False, include_context=False, include_input=False)
-        ]
-        raise Refusal(400, "bad_request", "; ".join(mistakes[:20])) from None
-
-
 def _encode(payload: Any) -> bytes | None:
     if payload is None:
         return None
     text = payload if isinstance(payload, str) else json.dumps(payload, ensure_ascii=False, separators=(",", ":"))
     return text.encode("utf-8", "replace")
-
-
-def _refuse_constant(constant: str) -> None:
-    raise ValueError(f"{constant} is not JSON")

@@ -61,3 +61,9 @@ class Running(Protocol):
     @property
     def facts(self) -> Mapping[str, Any]:
         """What else `/health` shows: JSON values by part."""
+
+    def pause(self, connector: str, reason: str) -> bool:
+        """End a connector's life until it is resumed. False: there is none of that name."""
+
+    def resume(self, connector: str) -> bool:
+        """Let a paused connector live again. False: there is none of that name."""

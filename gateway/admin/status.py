@@ -2,13 +2,13 @@
 
 import asyncio
 from datetime import UTC, datetime
-from typing import Any
 
 from aiohttp import web
 
+from gateway.admin.connectors import connector_as_json
 from gateway.admin.metrics import Metrics
 from gateway.admin.rows import moment, status_word
-from gateway.admin.running import ConnectorView, Running
+from gateway.admin.running import Running
 from gateway.errors import StoreError
 from gateway.message import Json
 from gateway.store import Statistics
@@ -41,7 +41,7 @@ class StatusRoutes:
         """Answer with each part, its state and the reason."""
         running = self._running
         fault = await self._database_fault()
-        connectors = {view.name: _connector(view) for view in running.connectors}
+        connectors = {view.name: connector_as_json(view) for view in running.connectors}
         parts: Json = {
             "instance": running.instance,
             "version": running.version,
@@ -61,10 +61,6 @@ class StatusRoutes:
             raise Refusal(404, "not_found", "metrics are switched off (jobs.enable_metrics)")
         text, content_type = self._metrics.render(self._running, await self._statistics())
         return web.Response(body=text, headers={"Content-Type": content_type, "X-Content-Type-Options": "nosniff"})
-
-    async def connectors(self, _request: web.BaseRequest) -> web.StreamResponse:
-        """Answer with a list: state, guarantee and counters of each connector."""
-        return json_response([_connector(view) for view in self._running.connectors])
 
     async def instances(self, _request: web.BaseRequest) -> web.StreamResponse:
         """Answer with the processes that share the database."""
@@ -122,15 +118,3 @@ class StatusRoutes:
 
 def _verdict(good: bool, body: Json) -> web.Response:
     return json_response(body, status=200 if good else 503)
-
-
-def _connector(view: ConnectorView) -> dict[str, Any]:
-    return {
-        "name": view.name,
-        "type": view.type,
-        "state": view.state,
-        "reason": view.reason,
-        "since": moment(view.since),
-        "guarantee": view.guarantee,
-        **view.counts,
-    }

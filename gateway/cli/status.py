@@ -1,15 +1,11 @@
 """`gateway status`: numbers from the database, and the running gateway's own view if it answers."""
 
-import asyncio
-from typing import Any
-
 from rich.console import Console
 
+from gateway.cli.ask import ask
 from gateway.cli.common import ConfigOption, JsonOption, finish, load, opened, out, print_json, table
-from gateway.config import AdminConfig, Config
+from gateway.config import Config
 from gateway.message import Json
-
-_SECONDS = 3.0
 
 
 def status(config: ConfigOption = None, as_json: JsonOption = False) -> None:
@@ -43,29 +39,13 @@ async def _report(config: Config) -> Json:
             }
             for row in instances
         ],
-        "connectors": await _connectors(config.gateway.admin),
+        "connectors": await _connectors(config),
     }
 
 
-async def _connectors(admin: AdminConfig | None) -> list[Json] | None:
-    """Ask the gateway that runs with this configuration; None if none answers."""
-    if admin is None or admin.port == 0:
-        return None
-    import aiohttp
-
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(admin.host, admin.host)  # noqa: S104 - turned into loopback
-    url = f"http://{f'[{host}]' if ':' in host else host}:{admin.port}/api/connectors"
-    headers = {"Authorization": f"Bearer {admin.token.get_secret_value()}"} if admin.token else {}
-    try:
-        async with (
-            asyncio.timeout(_SECONDS),
-            aiohttp.ClientSession(headers=headers, raise_for_status=True) as session,
-            session.get(url, allow_redirects=False) as response,
-        ):
-            answer: Any = await response.json()
-    except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
-        return None
-    return answer if isinstance(answer, list) else None
+async def _connectors(config: Config) -> list[Json] | None:
+    answer = await ask(config.gateway.admin, "/api/connectors")
+    return answer.body if answer is not None and answer.status == 200 and isinstance(answer.body, list) else None
 
 
 def _print(console: Console, report: Json) -> None:
