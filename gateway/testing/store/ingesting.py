@@ -187,6 +187,15 @@ class Ingesting(Suite):
         assert await store.positions("c", "k", "t", [0, 1]) == {0: StoredPosition("i", 5), 1: StoredPosition("i", 5)}
         assert not (await store.ingest("c", [arrival("a")]))[0].duplicate
 
+    async def test_a_position_moves_without_jobs_where_nothing_was_wanted(self, store: Store) -> None:
+        await store.ingest("c", [], [move(None, 5), move(None, 7, partition=1)])
+        assert await store.ingest("c", [], [move(5, 8)]) == []
+
+        with pytest.raises(PositionLost):
+            await store.ingest("c", [], [move(7, 9, partition=1), move(5, 9)])
+
+        assert await store.positions("c", "k", "t", [0, 1]) == {0: StoredPosition("i", 8), 1: StoredPosition("i", 7)}
+
     async def test_of_two_consumers_at_one_position_one_wins(self, store: Store) -> None:
         await store.ingest("c", [arrival()], [move(None, 5)])
 
