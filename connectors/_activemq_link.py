@@ -41,6 +41,7 @@ class Link(asyncio.Protocol):
         self._commands: Any = Protocol12(_Outlet(self._write, host), heartbeats=(0, 0), auto_content_length=False)
         self._splitter = Splitter()
         self._numbers = count(1)
+        self._outgoing: list[bytes] = []
         self._receipts: dict[str, asyncio.Future[DeliveryError | None]] = {}
         self._greeting: asyncio.Future[Headers | None] = self._loop.create_future()
         self._lost: asyncio.Future[str] = self._loop.create_future()
@@ -240,8 +241,15 @@ class Link(asyncio.Protocol):
             self._lose(f"{self.address} gave no sign of life for {silent:.1f} seconds")
 
     def _write(self, data: bytes) -> None:
+        """Send with all else of this turn of the loop, in one piece."""
+        if not self._outgoing:
+            self._loop.call_soon(self._flush)
+        self._outgoing.append(data)
+
+    def _flush(self) -> None:
         if self._transport is not None and not self._lost.done():
-            self._transport.write(data)
+            self._transport.write(b"".join(self._outgoing))
+        self._outgoing.clear()
 
     def _lose(self, reason: str) -> None:
         """End the connection at once, and tell everybody who waits for it. Only the first reason counts."""
