@@ -34,7 +34,7 @@ class Hub:
     def __init__(self, stream: aiohttp.ClientWebSocketResponse, protocol: Protocol, config: SignalrConfig) -> None:
         self._stream, self._protocol, self._config = stream, protocol, config
         self._ids = count(1)
-        self._pending: dict[str, asyncio.Future[Answer]] = {}
+        self._pending: dict[str, asyncio.Future[Answer | None]] = {}
         self._unanswered: dict[str, str] = {}
         self._heard = asyncio.get_running_loop().time()
         self._early: list[Incoming] = []
@@ -87,14 +87,17 @@ class Hub:
 
     async def invoke(self, invocation_id: str, invocation: Frame) -> Answer:
         """Send an invocation and wait for its answer. Raises `TimeoutError` if there is none in time."""
-        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[Answer | None] = asyncio.get_running_loop().create_future()
         self._pending[invocation_id] = answer
         try:
             async with asyncio.timeout(self._config.timeout):
                 await self._send(invocation)
-                return await answer
+                found = await answer
         finally:
             del self._pending[invocation_id]
+        if found is None:
+            raise Disconnected("the connection was lost before the hub answered")
+        return found
 
     async def demand(self, method: str, arguments: list[Any]) -> None:
         """Invoke a method without which the connection is of no use. Raises `Disconnected` if that fails."""
@@ -130,7 +133,7 @@ class Hub:
         """End the connection, politely if the hub takes part in that at once. Whoever waits for an answer is told."""
         for answer in self._pending.values():
             if not answer.done():
-                answer.set_exception(Disconnected("the connection was lost before the hub answered"))
+                answer.set_result(None)
         raw: socket.socket | None = self._stream.get_extra_info("socket")
         try:
             async with asyncio.timeout(_GOODBYE):

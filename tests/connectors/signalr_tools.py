@@ -9,8 +9,20 @@ from aiohttp import web
 from connectors._signalr_config import SignalrConfig
 from connectors.signalr import SignalrConnector
 from gateway.testing.harness import running
+from tests.brokers.signalr import SignalRHub
+from tests.conftest import missing
+from tests.services import ServiceMissing
 
 EVENT = {"event": "event", "handler": "h"}
+
+
+def started(**options):
+    """Start a hub. Skips the test where Node.js is missing, or fails it if nothing may be."""
+    try:
+        return SignalRHub(**options).start()
+    except ServiceMissing as reason:
+        missing(str(reason))
+        raise
 
 
 def connector(url, **keys):

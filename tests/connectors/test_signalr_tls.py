@@ -5,27 +5,13 @@ import pytest
 from gateway.errors import ConfigError, Disconnected
 from gateway.message import Message
 from gateway.testing.harness import Recorder, running, until
-from tests.brokers.signalr import SignalRHub
-from tests.conftest import missing
 from tests.connectors.signalr_tools import connector
-from tests.services import ServiceMissing
 
 
 @pytest.fixture
-def hub_of(certificates):
+def hub_of(certificates, own_hub):
     """Make a hub with these of the certificates; it runs."""
-    made = []
-
-    def make(*names):
-        try:
-            made.append(SignalRHub(tls=tuple(Path(certificates[name]) for name in names)))
-        except ServiceMissing as reason:
-            missing(str(reason))
-        return made[-1].start()
-
-    yield make
-    for each in made:
-        each.remove()
+    return lambda *names: own_hub(tls=tuple(Path(certificates[name]) for name in names))
 
 
 async def test_events_and_invocations_pass_over_tls(hub_of, certificates):
