@@ -1,10 +1,5 @@
-"""Apache Kafka from Apache's own jars: one process, broker and controller (needs Java 17; Maven fetches it once).
+"""Apache Kafka from Apache's own jars: one process, broker and controller (needs Java 17; Maven fetches it once)."""
 
-`python -m tests.brokers.kafka` starts one, prints its addresses as JSON, and runs until interrupted.
-"""
-
-import json
-import os
 import secrets
 import shutil
 import signal
@@ -12,13 +7,12 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
 from tests.downloads import cache
-from tests.services import Server, ServiceFailed, ServiceMissing
+from tests.services import Server, ServiceMissing
 
 VERSION = "4.4.0"
 POM = f"""<project><modelVersion>4.0.0</modelVersion>
@@ -179,24 +173,3 @@ class Kafka(Server):
             for listener in ("sasl_plaintext", "sasl_ssl")
             for mechanism, module in LOGIN.items()
         }
-
-
-def main() -> None:
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    try:
-        broker = Kafka()
-    except ServiceMissing as reason:
-        sys.exit(str(reason))
-    try:
-        broker.start()
-        print(json.dumps({"kafka": broker.url}), flush=True)
-        while os.getppid() != 1:
-            time.sleep(0.5)
-    except (KeyboardInterrupt, ServiceFailed) as end:
-        print(end, file=sys.stderr)
-    finally:
-        broker.remove()
-
-
-if __name__ == "__main__":
-    main()

@@ -171,11 +171,13 @@ async def test_records_that_expired_unread_stop_the_connector_unless_told_otherw
     await stranger.admin.delete_records({TopicPartition(stranger.topic, 0): RecordsToDelete(before_offset=3)})
     with pytest.raises(ConfigError, match="2 messages from offset 1 on expired"):
         await asyncio.wait_for(stranger.connector().run(inbox), 20)
-    async with running(stranger.connector(on_position_invalid=policy), inbox):
-        if policy == "latest":
-            await asyncio.sleep(1)  # until the records are known to be gone, which nothing shows
-            await stranger.send(b"5")
-        await until(lambda: len(inbox.stored) == len(expected))
+    warnings: list[str] = []
+    with telemetry.subscribed(lambda event, told: event == "connector.warning" and warnings.append(told["warning"])):
+        async with running(stranger.connector(on_position_invalid=policy), inbox):
+            await until(lambda: warnings)
+            if policy == "latest":
+                await stranger.send(b"5")
+            await until(lambda: len(inbox.stored) == len(expected))
     assert [message.body for message in inbox.stored] == expected
 
 
@@ -242,6 +244,18 @@ async def test_a_missing_topic_is_named_and_not_made(stranger):
         await connector.run(Recorder())
     assert "nowhere" not in await stranger.admin.list_topics()
     assert "nowhere: DOES NOT EXIST" in await connector.check()
+
+
+async def test_a_broker_that_is_back_is_read_from_within_five_seconds(kafka, stranger, sqlite_url):
+    async with opened(sqlite_url) as store, Member(stranger.connector, store).running() as supervisor:
+        await stranger.send(b"0")
+        await until_count(sqlite_url, 1)
+        kafka.kill()
+        await until(lambda: supervisor.state is ConnectorState.DEGRADED)
+        kafka.launch()
+        await asyncio.to_thread(kafka.wait)
+        await stranger.send(b"1")
+        await until_count(sqlite_url, 2, seconds=5)
 
 
 async def stores_each_once(url, count, *, in_order=False):
