@@ -7,11 +7,14 @@ from typing import ClassVar
 
 import pytest
 
+from gateway import Gateway
+from gateway.config import parse_config, sample
 from gateway.message import Message
 from gateway.testing.connectors import ConnectorConformance, Harness
 from tests.brokers.activemq import ActiveMQ
 from tests.brokers.artemis import Artemis
 from tests.connectors.stomp_tools import Stranger, connector, counted, started, to_message
+from tests.services import free_port
 
 NUMBERS = count(1)
 PREFETCH = 100
@@ -99,3 +102,18 @@ class TestArtemis(ConnectorConformance):
     async def harness(self, artemis):
         async with ActiveMQHarness.of(artemis) as harness:
             yield harness
+
+
+async def test_the_example_takes_a_message_and_sends_it_on(classic, tmp_path):
+    text = sample("activemq").replace("127.0.0.1:8090", f"127.0.0.1:{free_port()}")
+    environment = {"ACTIVEMQ": classic.url, "DATABASE_URL": f"sqlite:///{tmp_path / 'gateway.db'}"}
+    stranger = await Stranger.connect(classic.port)
+    async with Gateway(parse_config(text, environment=environment)):
+        headers = {"content-type": "application/json", "region": "EU", "correlation-id": "c-1"}
+        await stranger.send("/queue/orders.placed", b'{"id": 1}', headers, text=True)
+        await stranger.subscribe("/queue/orders.seen")
+        seen = await stranger.message()
+    assert (seen.body, seen.headers["region"], seen.headers["correlation-id"]) == (b'{"id": 1}', "EU", "c-1")
+    assert seen.headers["x-message-id"]
+    assert "content-length" not in seen.headers  # text came in, so text goes out
+    await stranger.close()
