@@ -12,7 +12,7 @@ from math import inf
 from typing import Any
 
 from gateway.job import JobStatus, QueueJob
-from gateway.store.driver import Dialect
+from gateway.store.dialect import Dialect
 from gateway.store.rows import JOB_COLUMNS, job_from_row
 from gateway.store.script import Script
 from gateway.store.statement import Statement, compose

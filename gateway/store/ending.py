@@ -8,7 +8,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from gateway.crashpoint import reach
 from gateway.errors import CommitUnknown, LeaseLost, StoreError, StoreUnavailable
 from gateway.store import transaction
-from gateway.store.driver import Dialect, Driver
+from gateway.store.dialect import Dialect
+from gateway.store.driver import Driver
 from gateway.store.finish import finish_jobs, read_back
 from gateway.store.script import Script
 from gateway.store.transaction import JobSession

@@ -14,7 +14,7 @@ from gateway.errors import LeaseLost
 from gateway.job import JobStatus, NewJob
 from gateway.outcome import Cancel, Completed, Discard, Retry
 from gateway.store.deferred import merge
-from gateway.store.driver import Dialect
+from gateway.store.dialect import Dialect
 from gateway.store.insert import insert_jobs
 from gateway.store.script import Script, Sql
 from gateway.store.spread import Fields, spread

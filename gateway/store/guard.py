@@ -16,7 +16,7 @@ from sqlalchemy.engine import Engine, ExceptionContext
 from sqlalchemy.sql.elements import ReleaseSavepointClause, RollbackToSavepointClause, SavepointClause
 
 from gateway.errors import StoreError, StoreUnavailable, TransactionPoisoned, TransactionRefused
-from gateway.store.driver import Fault, Wire, original, translate
+from gateway.store.wire import Fault, Wire, original, translate
 
 OPTION = "gateway_guard"
 """The execution option under which a job's connection carries its guard."""

@@ -15,7 +15,7 @@ from gateway.connector import Receipt
 from gateway.crashpoint import reach
 from gateway.errors import DataRefused, PositionLost, StoreError
 from gateway.job import NewJob
-from gateway.store.driver import Dialect
+from gateway.store.dialect import Dialect
 from gateway.store.insert import NAMES, PER_ROW, VALUES, clock, insert_jobs
 from gateway.store.rows import NEW_COLUMNS, needs_clock, new_row
 from gateway.store.script import Script, Sql

@@ -5,7 +5,7 @@ from datetime import datetime
 from functools import cache
 
 from gateway.job import NewJob
-from gateway.store.driver import Dialect
+from gateway.store.dialect import Dialect
 from gateway.store.rows import NEW_COLUMNS, needs_clock, new_row
 from gateway.store.script import Script, Sql
 from gateway.store.spread import spread

@@ -16,13 +16,15 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
 from gateway.errors import DataRefused
-from gateway.store.driver import Dialect, Fault, Presence, Wire, original
+from gateway.store.dialect import Dialect
+from gateway.store.driver import Presence
 from gateway.store.guard import watch, watch_text
 from gateway.store.pool import Pool
 from gateway.store.presence import Identity, ServerPresence, Session
 from gateway.store.script import Result, Script, Sql
 from gateway.store.server import OWN, READERS, ServerDriver
 from gateway.store.sockets import keepalive
+from gateway.store.wire import Fault, Wire, original
 
 DEADLOCK = 1213
 _BROKEN_OFF = frozenset({DEADLOCK, 1205, 3572, 1020})

@@ -7,9 +7,9 @@ from typing import Any
 from uuid import uuid4
 
 from gateway.errors import StoreError
-from gateway.store.driver import drive
 from gateway.store.pool import Pool
 from gateway.store.script import Script, Sql
+from gateway.store.wire import drive
 from gateway.telemetry import emit
 
 CHANNEL = "gateway_jobs"

@@ -6,7 +6,7 @@ from typing import Any
 from gateway.connector import StoredPosition
 from gateway.crashpoint import reach
 from gateway.job import JobHistory, JobStatus, QueueJob, new_id
-from gateway.store.driver import Dialect
+from gateway.store.dialect import Dialect
 from gateway.store.rows import HISTORY_COLUMNS, JOB_COLUMNS, history_from_row, job_from_row
 from gateway.store.script import Script
 from gateway.store.statement import compose

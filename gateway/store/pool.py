@@ -14,9 +14,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from gateway.errors import StoreError, StoreUnavailable
-from gateway.store.driver import Fault, Wire, original, translate, unknown
 from gateway.store.script import Deferred, Result, Sql, T
 from gateway.store.transaction import execute_deferred
+from gateway.store.wire import Fault, Wire, original, translate, unknown
 from gateway.telemetry import emit
 
 

@@ -15,7 +15,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
 from gateway.errors import StoreError
-from gateway.store.driver import Dialect, Fault, Presence, Wire, original
+from gateway.store.dialect import Dialect
+from gateway.store.driver import Presence
 from gateway.store.guard import watch, watch_text
 from gateway.store.notify import Bell
 from gateway.store.pool import Pool
@@ -23,6 +24,7 @@ from gateway.store.presence import Identity, ServerPresence, Session
 from gateway.store.script import Result, Script, Sql
 from gateway.store.server import OWN, READERS, ServerDriver
 from gateway.store.sockets import keepalive, tls
+from gateway.store.wire import Fault, Wire, original
 
 _PLAIN = {
     "application_name": "gateway",

@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from gateway.errors import StoreError, StoreUnavailable
-from gateway.store.driver import Dialect, Driver, Presence, Wire
+from gateway.store.dialect import Dialect
+from gateway.store.driver import Driver, Presence
 from gateway.store.script import Result, Script, Sql
+from gateway.store.wire import Wire
 from gateway.telemetry import emit
 
 MAX_PAUSE = 1.0

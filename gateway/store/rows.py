@@ -13,7 +13,7 @@ from typing import Any
 from gateway.errors import PayloadError
 from gateway.job import JobHistory, JobStatus, NewJob, QueueJob
 from gateway.message import Json
-from gateway.store.driver import Dialect
+from gateway.store.dialect import Dialect
 
 JOB_COLUMNS = (
     "seq, id, typeid, method, protocol, direction, handler, metadata, payload, payloadencoding, result, statusid,"

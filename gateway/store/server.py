@@ -7,10 +7,11 @@ from collections.abc import Awaitable, Callable
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.errors import CommitUnknown, StoreError, StoreUnavailable
-from gateway.store.driver import ATTEMPTS, BrokenOff, Driver, Make, Wire, drive
+from gateway.store.driver import Driver
 from gateway.store.pool import Lane, Pool
 from gateway.store.script import Deferred, Result, Script, Sql, T
 from gateway.store.transaction import JobTransaction
+from gateway.store.wire import ATTEMPTS, BrokenOff, Make, Wire, drive
 
 OWN = 5
 """Connections for the gateway's own transactions: more only wait for each other's commits."""
@@ -106,14 +107,14 @@ async def _single(lane: Lane, make: Make[T]) -> T:
 
 
 async def _shielded(lane: Lane, commit: Awaitable[T]) -> T:
-    """Await what commits. A cancellation waits for it, bounded; a second one drops the lane."""
+    """Await what commits. A cancellation waits for it, bounded; the lane is dropped after a second one, or an error."""
     task: asyncio.Task[T] = asyncio.ensure_future(_awaited(commit))
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
         lane.broken = True
-        await asyncio.gather(task, return_exceptions=True)
-        lane.broken = False
+        (result,) = await asyncio.gather(task, return_exceptions=True)
+        lane.broken = isinstance(result, BaseException)
         raise
 
 

@@ -20,11 +20,13 @@ from sqlalchemy import URL, event
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from gateway.errors import StoreError, StoreUnavailable
-from gateway.store.driver import Dialect, Driver, Fault, Make, Presence, Wire, original, translate
+from gateway.store.dialect import Dialect
+from gateway.store.driver import Driver, Presence
 from gateway.store.guard import watch
 from gateway.store.presence import FilePresence, Identity
 from gateway.store.script import Result, Sql, T
 from gateway.store.transaction import JobTransaction
+from gateway.store.wire import Fault, Make, Wire, original, translate
 from gateway.store.writer import Runner, Writer
 
 READERS = 2

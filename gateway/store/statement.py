@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
 
-from gateway.store.driver import Dialect
+from gateway.store.dialect import Dialect
 from gateway.store.script import Sql
 
 _WORD = re.compile(r"\{(\w+)(?: ([^}]*))?\}")

@@ -19,11 +19,13 @@ from gateway.message import Json
 from gateway.outcome import Completed, Retry
 from gateway.store import operate, upkeep
 from gateway.store.claim import Claim, Cursor, claim_jobs, claimed_jobs, new_token
-from gateway.store.driver import Dialect, Driver, Presence, open_driver
+from gateway.store.dialect import Dialect
+from gateway.store.driver import Driver, Presence
 from gateway.store.ending import JobTransaction, finish_all
 from gateway.store.ingest import Batch, ingest, owners, single, stored
 from gateway.store.insert import insert_jobs
 from gateway.store.migrate import check_version
+from gateway.store.opening import open_driver
 from gateway.store.rows import encode_document, needs_clock
 from gateway.store.values import (
     Arrival,

@@ -12,9 +12,9 @@ from sqlalchemy.orm import Session
 from sqlalchemy.util import await_only
 
 from gateway.errors import CommitUnknown, StoreError, StoreUnavailable, TransactionRefused
-from gateway.store.driver import Fault, Make, Wire, drive, original, translate, unknown
 from gateway.store.guard import OPTION, Guard
 from gateway.store.script import Deferred, Result, Sql, T
+from gateway.store.wire import Fault, Make, Wire, drive, original, translate, unknown
 from gateway.telemetry import emit
 
 PROBE = 2.0

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from gateway.crashpoint import reach
 from gateway.job import PUBLISH, QueueJob, new_id
-from gateway.store.driver import Dialect
+from gateway.store.dialect import Dialect
 from gateway.store.script import Script, Sql
 from gateway.store.statement import compose
 from gateway.store.values import Lane

@@ -17,9 +17,9 @@ from typing import Any, Generic
 from sqlalchemy import StaticPool, create_engine
 
 from gateway.errors import CommitUnknown, StoreError, StoreUnavailable
-from gateway.store.driver import Fault, Make, translate
 from gateway.store.guard import watch_text
 from gateway.store.script import Deferred, Result, Script, Sql, T
+from gateway.store.wire import Fault, Make, translate
 
 GROUP = 500
 """The most scripts that share one commit."""

@@ -5,8 +5,8 @@ import pytest
 from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
 from sqlalchemy.exc import InterfaceError
 
-from gateway.store.driver import Fault
 from gateway.store.postgresql import WIRE
+from gateway.store.wire import Fault
 
 LOST = [
     asyncpg.InternalClientError("cannot switch to state 15; another operation (2) is in progress"),

@@ -20,9 +20,9 @@ from gateway.job import QueueJob
 from gateway.outcome import Completed, Discard, Retry
 from gateway.store import upkeep
 from gateway.store.claim import FRONT, Claim, claim_jobs
-from gateway.store.driver import open_driver
 from gateway.store.finish import finish_jobs
 from gateway.store.migrate import migrate
+from gateway.store.opening import open_driver
 from gateway.store.script import Result, Sql
 from gateway.store.url import engine_url
 from gateway.store.values import Finish

@@ -6,7 +6,7 @@ from sqlalchemy import Column, Integer, MetaData, Table, bindparam, insert, text
 from gateway.job import JobStatus, NewJob
 from gateway.store import Deferred, Lane, mysql, postgresql, sqlite
 from gateway.store.deferred import merge
-from gateway.store.driver import Dialect
+from gateway.store.dialect import Dialect
 from gateway.store.rows import JOB_COLUMNS, encode_payload, history_from_row, job_from_row
 from gateway.store.spread import spread
 from gateway.store.statement import compose

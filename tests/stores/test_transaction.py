@@ -20,8 +20,9 @@ from gateway.errors import (
     TransactionPoisoned,
     TransactionRefused,
 )
-from gateway.store.driver import Driver, open_driver
+from gateway.store.driver import Driver
 from gateway.store.guard import refusal
+from gateway.store.opening import open_driver
 from gateway.store.script import Deferred, Script, Sql
 from gateway.store.transaction import JobTransaction
 from tests.faults import FaultProxy

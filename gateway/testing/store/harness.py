@@ -13,10 +13,12 @@ from gateway.errors import CommitUnknown
 from gateway.job import NewJob, QueueJob
 from gateway.outcome import Completed, Outcome
 from gateway.store import Finish, Lane, Store
-from gateway.store.driver import Driver, Make, open_driver
+from gateway.store.driver import Driver
 from gateway.store.migrate import migrate
+from gateway.store.opening import open_driver
 from gateway.store.script import T
 from gateway.store.url import engine_url
+from gateway.store.wire import Make
 
 DEADLINE = 10.0
 """Seconds after which something that must happen has not."""
