@@ -30,6 +30,11 @@ class FaultProxy:
         self._tasks: set[asyncio.Task[None]] = set()
         self.heal()
 
+    @property
+    def connections(self) -> int:
+        """How many connections are open."""
+        return len(self._pairs)
+
     def heal(self) -> None:
         """Be a perfect network from now on."""
         self.latency = 0.0

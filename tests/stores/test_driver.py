@@ -5,7 +5,7 @@ import random
 import sqlite3
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from inspect import isawaitable
 from pathlib import Path
@@ -17,7 +17,8 @@ from sqlalchemy import make_url, text
 
 from gateway.errors import CommitUnknown, DataRefused, StoreError, StoreUnavailable, TransactionRefused
 from gateway.store import postgresql
-from gateway.store.driver import Driver, open_driver
+from gateway.store.driver import Driver
+from gateway.store.opening import open_driver
 from gateway.store.presence import Identity, insert
 from gateway.store.script import Deferred, Script, Sql
 from gateway.store.server import ServerDriver
@@ -238,6 +239,49 @@ async def test_a_connection_cancelled_while_it_begins_is_not_lent_again(server_d
         await driver.run(one(add(driver, 2)))
         assert lane not in driver.own._free
         assert await numbers(driver) == [2]
+        await driver.close()
+
+
+async def test_a_connection_whose_caller_goes_away_while_it_is_made_is_closed(server_database_url: str) -> None:
+    chance = random.Random(seed := random.randrange(10**6))
+    async with FaultProxy(*address(server_database_url)) as proxy:
+
+        async def cancelled(work: Awaitable[Any]) -> None:
+            task = asyncio.ensure_future(work)
+            await asyncio.sleep(chance.uniform(0, 0.03))
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+        for _ in range(8):
+            driver = await open_driver(through(server_database_url, proxy), statement_timeout=5.0)
+            transactions = [driver.transaction() for _ in range(4)]
+            works = [driver.run(one(Sql("SELECT 1", (), "rows"))) for _ in range(4)]
+            await asyncio.gather(*map(cancelled, [*works, *(each.connection() for each in transactions)]))
+            await asyncio.gather(*(each.rollback() for each in transactions))
+            await driver.close()
+        print(f"seed {seed}, {proxy.accepted} connections")
+        await until(lambda: not proxy.connections)
+
+
+async def test_a_connection_that_fails_under_a_cancelled_commit_is_not_lent_again(server_database_url: str) -> None:
+    async with FaultProxy(*address(server_database_url)) as proxy:
+        driver = await open_driver(through(server_database_url, proxy), statement_timeout=1.0)
+        await driver.run(one(Sql(CREATE)))
+        assert isinstance(driver, ServerDriver)
+        (lane,) = driver.own._free
+
+        def script() -> Script[None]:
+            yield add(driver, 1)
+            proxy.stall(["down"])
+
+        task = asyncio.ensure_future(driver.run(script))
+        await until(lambda: proxy.stalled)
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert lane.broken
+        assert lane not in driver.own._free
+        proxy.heal()
         await driver.close()
 
 
