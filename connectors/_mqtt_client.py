@@ -240,6 +240,7 @@ class Client:
             self._loop.remove_reader(self._paho.descriptor)
             self._loop.remove_writer(self._paho.descriptor)
         self._reading = self._writing = False
+        self._loop.call_soon(self._lose, f"{self.address} closed the connection")  # unless a better reason comes first
 
     def _resume(self) -> None:
         if self._paho is not None and self._paho.socket() is not None:
@@ -322,7 +323,8 @@ class Client:
         _put(self._connected, None)
 
     def _on_disconnect(self, _c: Any, _u: Any, flags: Any, reason: ReasonCode, _properties: Any) -> None:
-        told = f": {reason}" if flags.is_disconnect_packet_from_server else ""
+        failure = self._paho.failure if self._paho is not None else None
+        told = f": {reason}" if flags.is_disconnect_packet_from_server else f": {failure}" if failure else ""
         self._lose(f"{self.address} closed the connection{told}")
 
     def _on_message(self, _c: Any, _u: Any, message: paho.MQTTMessage) -> None:

@@ -4,6 +4,7 @@ Name and address are the event loop's business; what paho can only do blocking i
 """
 
 import asyncio
+import os
 import socket
 import ssl
 import struct
@@ -30,6 +31,8 @@ class Paho(paho.Client):
     def __init__(self, sock: socket.socket, **options: Any) -> None:
         self._given, self._piece, self._piece_at = sock, b"", 0
         self.heard: Callable[[], None] = lambda: None
+        self.failure: OSError | None = None
+        """Why nothing more can be read, if the socket said so."""
         super().__init__(CallbackAPIVersion.VERSION2, reconnect_on_failure=False, manual_ack=True, **options)
 
     @property
@@ -62,7 +65,13 @@ class Paho(paho.Client):
     def _sock_recv(self, bufsize: int) -> bytes:
         if self._piece_at == len(self._piece):
             self._piece, self._piece_at = b"", 0
-            data = super()._sock_recv(max(bufsize, _CHUNK))
+            try:
+                data = super()._sock_recv(max(bufsize, _CHUNK))
+            except BlockingIOError:
+                raise
+            except OSError as error:
+                self.failure = error
+                raise
             self.heard()
             if len(data) <= bufsize:
                 return data
@@ -115,7 +124,9 @@ def _connect(sock: socket.socket, config: MqttConfig, address: Address, *, sessi
     options: dict[str, Any] = {}
     if modern:
         options = {"clean_start": not keep, "properties": _properties(config, keep=keep)}
-    client.connect(address.host, address.port, config.keepalive, **options)
+    sent = client.connect(address.host, address.port, config.keepalive, **options)
+    if sent != paho.MQTT_ERR_SUCCESS or client.socket() is None:
+        raise ConnectionError("it hung up at once")
     return client
 
 
@@ -145,7 +156,12 @@ def _properties(config: MqttConfig, *, keep: bool) -> Properties:
 async def _dial(address: Address) -> socket.socket:
     """Connect to the first of the host's addresses that answers."""
     loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+    try:
+        found = socket.getaddrinfo(
+            address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
+        )
+    except socket.gaierror:  # a name: to ask for it may take long
+        found = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
     failures: list[OSError] = []
     for family, kind, protocol, _, where in found:
         sock = socket.socket(family, kind, protocol)
@@ -206,5 +222,8 @@ def explained(address: Address, error: OSError | ValueError) -> Exception:
     """Return the error of ours that says why a link could not be opened."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return ConfigError([f"the certificate of {address} cannot be trusted: {error.verify_message}"])
-    reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+    if isinstance(error, ConnectionError) and error.errno:
+        reason = os.strerror(error.errno)
+    else:
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
     return Disconnected(f"{address} cannot be reached: {reason}")

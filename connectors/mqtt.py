@@ -36,7 +36,7 @@ class MqttConnector(Connector[MqttConfig]):
         """Connect to the first broker that answers, subscribe, and store what comes until it goes away."""
         session = self.config.session(self.name)
         stored = await self._positions(inbox, session)
-        client = await self._connect(session, keep=self.config.keeps_session)
+        client = await self._connect(session, keep=self.config.keeps_session and self.config.session_expiry > 0)
         try:
             present = client.limits.session_present
             window = Window(session, self.config.receive_maximum, stored, resumed=present)
@@ -109,7 +109,7 @@ class MqttConnector(Connector[MqttConfig]):
             client.settle(deliveries)
 
     def _look_at(self, limits: Limits, *, expected: bool) -> None:
-        if expected and not limits.session_present:
+        if expected and self.config.session_expiry and not limits.session_present:
             self._warn("the broker had no session any more: what was sent meanwhile is lost to this connector")
         expiry = limits.session_expiry
         if self.config.keeps_session and expiry is not None and expiry < self.config.session_expiry:

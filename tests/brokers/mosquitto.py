@@ -3,11 +3,13 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
+import time
 from pathlib import Path
 
 from tests.brokers.java_broker import broker_port
-from tests.services import Server, ServiceMissing
+from tests.services import Server, ServiceFailed, ServiceMissing
 
 PASSWORD = "only for tests"
 
@@ -54,12 +56,22 @@ class Mosquitto(Server):
     def command(self) -> list[str]:
         return [self.program, "-c", str(self.folder / "configuration")]
 
+    def answers(self) -> bool:
+        """Whether it takes connections: it opens its ports one by one, this one last."""
+        try:
+            socket.create_connection(("127.0.0.1", self.login), timeout=1).close()
+        except OSError:
+            return False
+        return True
+
     def save(self) -> None:
         """Write sessions and queues to the disk, which else happens every half hour."""
-        before = self._saved()
+        before, until = self._saved(), time.monotonic() + self.deadline
         os.kill(self.pid, signal.SIGUSR1)
         while self._saved() == before:
-            assert self.answers()
+            if time.monotonic() > until:
+                raise ServiceFailed("Mosquitto did not save")
+            time.sleep(0.01)
 
     def _saved(self) -> int:
         file = self.data / "mosquitto.db"
@@ -70,7 +82,6 @@ class Mosquitto(Server):
         listeners = [
             f"listener {self.port} 127.0.0.1\n{anybody}",
             f"listener {self.websocket} 127.0.0.1\nprotocol websockets\n{anybody}",
-            f"listener {self.login} 127.0.0.1\npassword_file {self.folder / 'passwords'}",
         ]
         if self.keys is not None:
             keys = self.folder / "keys"
@@ -80,6 +91,7 @@ class Mosquitto(Server):
                 f"listener {self.mtls} 127.0.0.1\n{own}\ncafile {keys / 'ca.pem'}\nrequire_certificate true",
                 f"listener {self.wss} 127.0.0.1\nprotocol websockets\n{own}",
             ]
+        listeners.append(f"listener {self.login} 127.0.0.1\npassword_file {self.folder / 'passwords'}")
         return "\n".join([
             "per_listener_settings true", "persistence true", f"persistence_location {self.data}/",
             "max_queued_messages 0", f"max_inflight_messages {self.inflight}", "set_tcp_nodelay true",

@@ -1,12 +1,21 @@
-"""A stranger that speaks MQTT 5 byte by byte, a tap that counts acknowledgements, and a broker that follows a script."""
+"""A stranger that speaks MQTT 5 byte by byte, a tap that counts acknowledgements, a broker that follows a script."""
 
 import asyncio
+import contextlib
 import struct
 from contextlib import asynccontextmanager
 from itertools import count
 from typing import Self
 
+from connectors._mqtt_config import MqttConfig
+from connectors.mqtt import MqttConnector
 from gateway.message import Message
+
+
+def connector(port, topic="t", *, name="c", entry=None, **keys):
+    inbound = [{"topic": topic, "handler": "h", **(entry or {})}] if topic else []
+    keys = {"type": "mqtt", "url": f"mqtt://127.0.0.1:{port}", "inbound": inbound, **keys}
+    return MqttConnector(MqttConfig.model_validate(keys), name=name)
 
 
 def variable(number: int) -> bytes:
@@ -59,6 +68,19 @@ def user_properties(data: bytes) -> list[tuple[str, bytes]]:
     return found
 
 
+async def gone(*writers) -> None:
+    """Close connections, with all that was written if the other side takes it within a second."""
+    for writer in writers:
+        writer.close()
+    for writer in writers:
+        with contextlib.suppress(OSError):
+            try:
+                async with asyncio.timeout(1):
+                    await writer.wait_closed()
+            except TimeoutError:
+                writer.transport.abort()
+
+
 class Stranger:
     """A client of its own: publishes with QoS 1 and returns once it is confirmed, or subscribes and collects."""
 
@@ -81,7 +103,7 @@ class Stranger:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-            self._writer.close()
+            await gone(self._writer)
             self._task = None
 
     async def publish(self, topic, body=b"", *, headers=(), retain=False) -> int:
@@ -179,18 +201,19 @@ class Tap:
         try:
             there, back = await asyncio.open_connection("127.0.0.1", self.upstream)
         except OSError:
-            writer.close()
+            await gone(writer)
             return
         try:
             up = asyncio.create_task(self._pass(reader, back, self._note_up))
             down = asyncio.create_task(self._pass(there, writer, self._note_down))
             await asyncio.wait({up, down}, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            writer.close()
+            back.close()
             for task in (up, down):
                 task.cancel()
             await asyncio.gather(up, down, return_exceptions=True)
-            writer.close()
-            back.close()
+            await gone(writer, back)
 
     async def _pass(self, reader, writer, note) -> None:
         while True:
@@ -239,7 +262,7 @@ class Script:
         except Exception as error:
             self.failures.append(error)
         finally:
-            writer.close()
+            await gone(writer)
 
 
 class Peer:
@@ -248,17 +271,29 @@ class Peer:
     def __init__(self, reader, writer) -> None:
         self.reader, self.writer = reader, writer
 
-    async def welcome(self, *, session=False, properties=b"") -> None:
-        """Answer CONNECT and SUBSCRIBE."""
+    async def welcome(self, *, session=False, properties=b"", subscribes=True) -> None:
+        """Answer CONNECT and, if it comes, SUBSCRIBE."""
         first, _ = await read_packet(self.reader)
         assert first == 0x10
         self.writer.write(packet(0x20, bytes([session, 0]) + variable(len(properties)) + properties))
+        if not subscribes:
+            return
         first, body = await read_packet(self.reader)
         assert first == 0x82
         self.writer.write(packet(0x90, body[:2] + b"\x00\x01"))
 
     def send(self, body, packet_id, *, topic="t", **options) -> None:
         self.writer.write(publish_packet(topic, body, packet_id, **options))
+
+    async def published(self) -> tuple[int, bytes]:
+        """Wait for the next PUBLISH with QoS 1; return its packet id, and what follows it."""
+        first, body = await read_packet(self.reader)
+        assert first >> 1 == 0x19
+        (length,) = struct.unpack_from("!H", body)
+        return struct.unpack_from("!H", body, 2 + length)[0], body[4 + length :]
+
+    def confirm(self, packet_id, reason=0) -> None:
+        self.writer.write(packet(0x40, struct.pack("!HB", packet_id, reason)))
 
     async def acknowledged(self) -> int:
         """Wait for the next PUBACK, answering pings, and return its packet id."""

@@ -1,56 +1,24 @@
 import asyncio
+import contextlib
 from typing import ClassVar
 
 import pytest
 
-from connectors._mqtt_config import MqttConfig
 from connectors.mqtt import MqttConnector
+from gateway.errors import Disconnected
 from gateway.message import Message
 from gateway.testing.connectors import ConnectorConformance, Harness, running, until
-from tests.brokers.hivemq import HiveMQ
-from tests.brokers.mosquitto import Mosquitto
-from tests.conftest import missing
-from tests.connectors.mqtt_tools import Stranger, Tap
-from tests.services import ServiceMissing
+from tests.connectors.mqtt_tools import Stranger, Tap, connector
 
 PREFETCH = 100
-
-
-def started(kind, **options):
-    """Start a broker for this module; it is there again before each test that asks for it."""
-    try:
-        return kind(**options).start()
-    except ServiceMissing as reason:
-        missing(str(reason))
-        raise
-
-
-@pytest.fixture(scope="module")
-def mosquitto():
-    broker = started(Mosquitto)
-    yield broker
-    broker.remove()
-
-
-@pytest.fixture(scope="module")
-def hivemq():
-    broker = started(HiveMQ)
-    yield broker
-    broker.remove()
-
-
-def connector(port, topic="t", *, name="c", entry=None, **keys):
-    inbound = [{"topic": topic, "handler": "h", **(entry or {})}] if topic else []
-    keys = {"type": "mqtt", "url": f"mqtt://127.0.0.1:{port}", "inbound": inbound, **keys}
-    return MqttConnector(MqttConfig.model_validate(keys), name=name)
 
 
 class MqttHarness(Harness):
     minimal: ClassVar = {"type": "mqtt", "url": "mqtt://localhost"}
     numbers = iter(range(1_000_000))
 
-    def __init__(self, broker, tap):
-        self.broker, self.tap = broker, tap
+    def __init__(self, broker, tap, version=5):
+        self.broker, self.tap, self.version = broker, tap, version
         self.number = next(self.numbers)
         self.topic = f"conformance/{self.number}"
         self.together = False
@@ -72,7 +40,8 @@ class MqttHarness(Harness):
         self.together |= instance > 0
         together = {"session_expiry": 0, "entry": {"share": "together"}} if self.together else {}
         name = f"conformance-{self.number}-{instance}{'-together' * self.together}"
-        return connector(self.tap.port, self.topic, name=name, receive_maximum=PREFETCH, **together)
+        keys = {"version": self.version, "receive_maximum": PREFETCH, **together}
+        return connector(self.tap.port, self.topic, name=name, **keys)
 
     async def send(self, message, instance=0):
         if instance:  # only once the broker has seen the other one leave: it would get the message, and be gone
@@ -115,7 +84,67 @@ class TestMosquitto(MqttConformance):
         return mosquitto
 
 
+class TestMosquittoBefore5(TestMosquitto):
+    """The same with MQTT 3.1.1."""
+
+    carries_headers = False  # it came with MQTT 5
+    has_message_id = False  # likewise
+    prefetch = None  # and so did the limit
+
+    @pytest.fixture
+    async def harness(self, broker):
+        async with Tap(broker.port) as tap, MqttHarness(broker, tap, "3.1.1") as harness:
+            yield harness
+
+
 class TestHiveMQ(MqttConformance):
     @pytest.fixture
     def broker(self, hivemq):
         return hivemq
+
+
+# The suite sees these faults, too.
+
+
+class AcknowledgesTooEarly(MqttConnector):
+    async def _consume(self, client, inbox, sorter):
+        while True:
+            deliveries = await client.take(1000, 1_000_000)
+            client.settle(deliveries)
+            for call in sorter.sort(deliveries):
+                await inbox.receive(call.messages, call.entry)
+
+
+class LeavesTheSocketOpen(MqttConnector):
+    async def _connect(self, session, *, keep):
+        client = await super()._connect(session, keep=keep)
+        client.close = lambda: None
+        return client
+
+
+class SwallowsAnError(MqttConnector):
+    async def _consume(self, client, inbox, sorter):
+        while True:
+            deliveries = await client.take(1000, 1_000_000)
+            for call in sorter.sort(deliveries):
+                with contextlib.suppress(Disconnected):
+                    await inbox.receive(call.messages, call.entry)
+            client.settle(deliveries)
+
+
+@pytest.mark.parametrize(
+    ("fault", "test"),
+    [
+        (AcknowledgesTooEarly, "test_nothing_is_acknowledged_while_it_is_being_stored"),
+        (AcknowledgesTooEarly, "test_a_life_cancelled_while_storing_leaves_its_messages_to_the_next"),
+        (LeavesTheSocketOpen, "test_cancelled_at_any_moment_nothing_is_left"),
+        (SwallowsAnError, "test_what_could_not_be_stored_is_not_acknowledged"),
+    ],
+)
+async def test_the_suite_sees_the_fault(fault, test, mosquitto, monkeypatch):
+    monkeypatch.setattr("gateway.testing.harness.DEADLINE", 0.7)
+    async with Tap(mosquitto.port) as tap, MqttHarness(mosquitto, tap) as harness:
+        make = harness.connector
+        harness.connector = lambda instance=0: fault(make(instance).config, name=make(instance).name)
+        with pytest.raises((AssertionError, pytest.fail.Exception, TimeoutError)):
+            await getattr(TestMosquitto(), test)(harness)
