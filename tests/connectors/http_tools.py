@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import aiohttp
 from aiohttp import web
 
-from connectors._http_config import HttpConfig
 from connectors.http import HttpConnector
+from connectors.http.config import HttpConfig
 from gateway.testing.connectors import Recorder, running
 
 TOKEN, OTHER = "token-number-one", "token-number-two"

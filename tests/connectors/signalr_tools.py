@@ -6,8 +6,8 @@ from contextlib import asynccontextmanager
 
 from aiohttp import web
 
-from connectors._signalr_config import SignalrConfig
 from connectors.signalr import SignalrConnector
+from connectors.signalr.config import SignalrConfig
 from gateway.testing.harness import running
 from tests.brokers.signalr import SignalRHub
 from tests.conftest import missing

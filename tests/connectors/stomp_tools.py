@@ -5,8 +5,8 @@ import contextlib
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from connectors._activemq_config import ActiveMQConfig
 from connectors.activemq import ActiveMQConnector
+from connectors.activemq.config import ActiveMQConfig
 from gateway.message import Message
 from tests.brokers.java_broker import JavaBroker
 from tests.conftest import missing

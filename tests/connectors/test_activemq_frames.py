@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from connectors._activemq_frames import MAX_HEAD, Splitter, acknowledgements, dedupe_id, received, sendable
+from connectors.activemq.frames import MAX_HEAD, Splitter, acknowledgements, dedupe_id, received, sendable
 from gateway.errors import DeliveryError
 from gateway.message import Message
 from tests.connectors.stomp_tools import config, frame

@@ -7,8 +7,8 @@ from uuid import uuid4
 
 import pytest
 
-from connectors._signalr_config import SignalrConfig
 from connectors.signalr import SignalrConnector
+from connectors.signalr.config import SignalrConfig
 from gateway.connector import Inbox
 from gateway.message import Message
 from gateway.testing.connectors import ConnectorConformance

@@ -10,8 +10,8 @@ import msgpack
 import pytest
 from pydantic import ValidationError
 
-from connectors._signalr_config import SignalrConfig
-from connectors._signalr_protocol import Answer, Event, Farewell, Json, MessagePack
+from connectors.signalr.config import SignalrConfig
+from connectors.signalr.protocol import Answer, Event, Farewell, Json, MessagePack
 from gateway.errors import Disconnected
 from gateway.testing.harness import Recorder, nothing_left, running, until
 from tests.connectors.signalr_tools import connector, scripted

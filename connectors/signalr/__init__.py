@@ -22,9 +22,9 @@ from typing import Any
 
 from yarl import URL
 
-from connectors._signalr_config import SignalrConfig, SignalrEntry
-from connectors._signalr_hub import Hub, connected
-from connectors._signalr_protocol import Event
+from connectors.signalr.config import SignalrConfig, SignalrEntry
+from connectors.signalr.hub import Hub, connected
+from connectors.signalr.protocol import Event
 from gateway.connector import Connector, Inbox
 from gateway.errors import DeliveryError, Disconnected, ExpressionError, PayloadError, StoreUnavailable
 from gateway.expression import Expression, Scope, parse

@@ -17,8 +17,8 @@ from typing import Any, NoReturn
 import aiohttp
 from yarl import URL
 
-from connectors._signalr_config import SignalrConfig, SignalrTls
-from connectors._signalr_protocol import Answer, Event, Farewell, Frame, Incoming, Json, MessagePack, Protocol
+from connectors.signalr.config import SignalrConfig, SignalrTls
+from connectors.signalr.protocol import Answer, Event, Farewell, Frame, Incoming, Json, MessagePack, Protocol
 from gateway.errors import ConfigError, Disconnected
 
 MAX_UNANSWERED = 1000

@@ -12,8 +12,8 @@ from uuid import uuid4
 from aiohttp import web
 from yarl import URL
 
-from connectors._http_auth import ApiKeyAuth, HmacAuth, InboundAuth, NoAuth
-from connectors._http_config import HttpConfig, HttpEntry, HttpTls, parse_address, routes_of
+from connectors.http.auth import ApiKeyAuth, HmacAuth, InboundAuth, NoAuth
+from connectors.http.config import HttpConfig, HttpEntry, HttpTls, parse_address, routes_of
 from gateway.connector import Connector, Inbox
 from gateway.errors import ConfigError, DeliveryError, Disconnected
 from gateway.message import Message

@@ -12,8 +12,8 @@ from contextlib import suppress
 from itertools import count
 from typing import Any, Self, TypeAlias
 
-from connectors._activemq_config import ActiveMQConfig, Address
-from connectors._activemq_frames import Headers, Splitter, acknowledgements
+from connectors.activemq.config import ActiveMQConfig, Address
+from connectors.activemq.frames import Headers, Splitter, acknowledgements
 from gateway.errors import DeliveryError, Disconnected
 
 os.environ.setdefault("STOMP_SKIP_HOSTNAME_SCAN", "1")  # or its import looks this machine's name up, three times

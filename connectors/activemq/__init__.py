@@ -8,9 +8,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import NamedTuple
 
-from connectors._activemq_config import ActiveMQConfig, ActiveMQEntry
-from connectors._activemq_frames import Headers, destination, received, sendable
-from connectors._activemq_link import Link
+from connectors.activemq.config import ActiveMQConfig, ActiveMQEntry
+from connectors.activemq.frames import Headers, destination, received, sendable
+from connectors.activemq.link import Link
 from gateway.connector import Connector, Inbox
 from gateway.errors import DeliveryError, Disconnected
 from gateway.message import Message

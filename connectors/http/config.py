@@ -8,7 +8,7 @@ from typing import Literal, Self
 from pydantic import Field, SecretStr, field_validator, model_validator
 from yarl import URL
 
-from connectors._http_auth import InboundAuth, NoAuth, OutboundAuth
+from connectors.http.auth import InboundAuth, NoAuth, OutboundAuth
 from gateway.connector import ConnectorConfig, InboundEntry, StrictModel
 from gateway.web.routes import Routes, parse_template
 
