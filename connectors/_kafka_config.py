@@ -58,7 +58,7 @@ class KafkaEntry(InboundEntry):
     )
     max_records: int = Field(500, ge=1, le=10_000, description="messages to store at once, at most")
     session_timeout: float = Field(
-        10, ge=1, le=300, description="seconds without a sign of life until the group goes on without this member"
+        10, ge=6, le=300, description="seconds without a sign of life until the group goes on without this member"
     )
 
     @field_validator("topic")

@@ -178,6 +178,9 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc]  # the library ha
             held = self._held.get(partition)
             if held is not None and found[-1].offset >= held.next_offset:
                 fresh = [record for record in found if record.offset >= held.next_offset]
+                if held.begun_anew:  # whether the gateway lets go of the old position is seen on one alone
+                    fresh = fresh[:1]
+                    self._consumer.seek(partition, fresh[0].offset + 1)
                 batch[partition] = self._messages(partition, fresh, await self._consumer.position(partition))
         return batch
 
@@ -268,7 +271,8 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc]  # the library ha
             held, last = self._held[partition], messages[-1].position
             assert last is not None
             if held.begun_anew and all(receipt.duplicate and not receipt.job_id for receipt in mine):
-                raise ConfigError([f"{partition.topic}[{partition.partition}]: the gateway kept its old position"])
+                name = f"{partition.topic}[{partition.partition}]"
+                raise ConfigError([f"{name}: the position of the former {partition.topic} must be deleted first"])
             held.next_offset, held.begun_anew = last.next_offset, False
             self._stored[partition] = last.next_offset
 

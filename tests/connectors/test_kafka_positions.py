@@ -10,6 +10,7 @@ from aiokafka.admin import RecordsToDelete
 from aiokafka.structs import TopicPartition
 
 from gateway import telemetry
+from gateway.connector import Receipt
 from gateway.errors import ConfigError, Disconnected, StoreUnavailable
 from gateway.supervisor import ConnectorState
 from gateway.testing.harness import Recorder, running, until
@@ -159,6 +160,27 @@ async def test_a_topic_made_anew_while_nobody_looked_is_noticed_at_the_start(str
             await until(lambda: len(inbox.stored) == 3)
     assert [message.body for message in inbox.stored] == [b"old", b"new 0", b"new 1"]
     assert "deleted and created again" in heard[0]["warning"]
+
+
+async def test_a_gateway_that_keeps_the_position_of_the_former_topic_is_told_so_before_anything_is_lost(stranger):
+    class Keeping(Recorder):
+        """Takes what stands before the position of the former log for stored."""
+
+        async def receive(self, messages, entry):
+            if self.stored and messages[0].position.offset < self.stored[-1].position.next_offset:
+                return [Receipt("", duplicate=True)] * len(messages)
+            return await super().receive(messages, entry)
+
+    inbox = Keeping()
+    async with running(stranger.connector(), inbox):
+        await stranger.send(b"old 0", b"old 1")
+        await until(lambda: len(inbox.stored) == 2)
+    await stranger.delete()
+    await stranger.create()
+    await stranger.send(*[b"new"] * 5)
+    with pytest.raises(ConfigError, match=r"position of the former .* must be deleted"):
+        await asyncio.wait_for(stranger.connector(on_position_invalid="earliest").run(inbox), 20)
+    assert [message.body for message in inbox.stored] == [b"old 0", b"old 1"]
 
 
 @pytest.mark.parametrize(("policy", "expected"), [("earliest", [b"0", b"3", b"4"]), ("latest", [b"0", b"5"])])
