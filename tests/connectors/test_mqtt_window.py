@@ -49,26 +49,27 @@ async def stored(tmp_path, port):
 
 async def test_a_redelivery_of_what_was_stored_makes_no_second_job(tmp_path):
     ended = asyncio.Event()
+    packet_ids = list(range(1, 21))
 
     async def first(peer):
         await peer.welcome()
-        peer.send(b"one", 1)
-        peer.send(b"two", 2)
-        assert [await peer.acknowledged() for _ in "12"] == [1, 2]  # and both are lost on their way
+        for n in packet_ids:
+            peer.send(b"%d" % n, n)
+        assert [await peer.acknowledged() for _ in packet_ids] == packet_ids  # and all of them are lost on their way
 
     async def second(peer):
         await peer.welcome(**RESUMED)
-        peer.send(b"one", 1, dup=True)
-        peer.send(b"two", 2, dup=True)
-        peer.send(b"three", 3)
-        assert [await peer.acknowledged() for _ in "123"] == [1, 2, 3]
+        for n in packet_ids:
+            peer.send(b"%d" % n, n, dup=True)
+        peer.send(b"new", 21)
+        assert [await peer.acknowledged() for _ in [*packet_ids, 21]] == [*packet_ids, 21]
         ended.set()
         await peer.reader.read()
 
     async with Script(first, second).running() as port, stored(tmp_path, port) as (bodies, counts):
         await asyncio.wait_for(ended.wait(), 15)
-        assert await bodies() == [b"one", b"two", b"three"]
-        assert (counts().stored, counts().duplicate, counts().residue) == (3, 2, 0)
+        assert await bodies() == [*(b"%d" % n for n in packet_ids), b"new"]
+        assert (counts().stored, counts().duplicate, counts().residue) == (21, 20, 0)
 
 
 async def test_a_redelivery_of_what_was_never_stored_is_stored(tmp_path):
@@ -240,6 +241,19 @@ def test_what_is_remembered_reaches_as_far_as_a_broker_may_repeat():
     for n in range(4000, 5000):
         assert not second.store(n % 65535 + 1, b"%d" % n, dup=True)
     assert second.store(5001, b"5000", dup=True)
+
+
+def test_a_session_that_begins_anywhere_in_a_row_is_remembered_whole():
+    for before in range(PER_ROW + 1):
+        rows = Rows()
+        first = Gateway(rows, 30, resumed=False)
+        for n in range(before):
+            assert first.store(n + 1, b"old", dup=False)
+        second = Gateway(rows, 30, resumed=False)
+        for n in range(30):
+            assert second.store(n + 1, b"%d" % n, dup=True)
+        third = Gateway(rows, 30, resumed=True)
+        assert not any(third.store(n + 1, b"%d" % n, dup=True) for n in range(30))
 
 
 @pytest.mark.parametrize("sizes", [(10, 1000, 10), (1000, 10, 1000), (3, 4, 3)])
