@@ -81,6 +81,27 @@ def test_create_without_types_is_the_default_and_a_dash_prints_it(gateway):
     assert list(parse_config(printed.out, environment={}).connectors) == ["web"]
 
 
+@pytest.mark.parametrize("types", [["kafka,mqtt,activemq,signalr"], ["kafka", "mqtt", "activemq", "signalr"]])
+def test_create_of_several_types_is_one_configuration_with_all_of_them(gateway, types):
+    assert gateway("create", *types).code == 1  # there is a gateway.yaml already
+    assert gateway("create", *types, "-o", "new.yaml").code == 0
+    found = parse_config(Path("new.yaml").read_text(), environment={}, imports=True).connectors
+
+    assert [section.type for section in found.values()] == ["kafka", "mqtt", "activemq", "signalr"]
+    assert gateway("check", "--offline", "-c", "new.yaml").code == 0
+
+
+@pytest.mark.parametrize("kind", ["activemq", "http", "kafka", "mqtt", "signalr"])
+def test_every_key_of_a_connector_is_explained(gateway, kind):
+    keys = gateway("connectors", "show", kind, "--json").json["keys"]
+    shown = gateway("connectors", "show", kind).out
+
+    assert {"inbound[].handler", "inbound[].when", "inbound[].ordering"} <= {key["name"] for key in keys}
+    for key in keys:
+        assert key["description"] or key["name"].endswith("type")
+        assert key["name"] in shown
+
+
 def test_create_of_an_unknown_type_suggests_a_known_one(gateway):
     ran = gateway("create", "htp")
 

@@ -55,7 +55,7 @@ def test_the_examples_are_all_there():
     files = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml"))
 
     assert samples() == files
-    assert {"gateway", "http"} <= set(files)
+    assert {"gateway", "bridge", "http", "kafka", "mqtt", "activemq", "signalr"} == set(files)
 
 
 @pytest.mark.parametrize("name", samples())
@@ -81,7 +81,7 @@ def test_what_an_example_has_commented_out_is_right_too(name):
         parse_config(text, name=f"{name}.yaml", environment=ENVIRONMENT)
 
 
-@pytest.mark.parametrize("kind", [name for name in samples() if name != "gateway"])
+@pytest.mark.parametrize("kind", sorted({*samples()} & {*plugins.names(plugins.CONNECTORS)}))
 def test_an_example_names_every_key_of_its_connector(kind):
     text = sample(kind)
 

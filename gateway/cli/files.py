@@ -12,7 +12,8 @@ from gateway.config import compose, json_schema
 
 def create(
     types: Annotated[
-        list[str] | None, typer.Argument(metavar="[TYPES]...", help="Connectors to begin with, such as http.")
+        list[str] | None,
+        typer.Argument(metavar="[TYPES]...", help="Connectors to begin with, such as kafka,mqtt; or bridge."),
     ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write; '-' prints it.")] = Path(
         "gateway.yaml"
@@ -22,7 +23,7 @@ def create(
 
     Without TYPES it is the built-in default. An existing file is never overwritten.
     """
-    text = compose(types or [])
+    text = compose([name for given in types or () for name in given.replace(",", " ").split()])
     if str(output) == "-":
         typer.echo(text, nl=False)
         return
