@@ -1,14 +1,16 @@
 """Named points before and after every commit, acknowledgement and send, at which tests let things go wrong.
 
 A point costs one comparison unless a test has armed it: in the process with `armed`, or in a process to be started
-with the environment variable `GATEWAY_CRASHPOINT=name` (the process kills itself when it gets there;
-`GATEWAY_CRASHPOINT_SKIP=n` lets it pass n times first).
+with the environment variable `GATEWAY_CRASHPOINT=name,name`: the process kills itself once it has reached these
+points in this order.
 """
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 _action: Callable[[str], None] | None = None
 
@@ -30,18 +32,21 @@ def armed(action: Callable[[str], None]) -> Iterator[None]:
         _action = before
 
 
-def _kill_at(point: str, skip: int) -> Callable[[str], None]:
-    passed = 0
+def once(points: Sequence[str], act: Callable[[], None]) -> Callable[[str], None]:
+    """Return an action that calls `act` once: at the last of these points, reached in this order."""
+    left, lock = list(points), threading.Lock()
 
-    def kill(name: str) -> None:
-        nonlocal passed
-        if name == point:
-            passed += 1
-            if passed > skip:
-                os.kill(os.getpid(), signal.SIGKILL)
+    def action(name: str) -> None:
+        with lock:
+            if left[:1] != [name]:
+                return
+            del left[0]
+            last = not left
+        if last:
+            act()
 
-    return kill
+    return action
 
 
 if "GATEWAY_CRASHPOINT" in os.environ:
-    _action = _kill_at(os.environ["GATEWAY_CRASHPOINT"], int(os.environ.get("GATEWAY_CRASHPOINT_SKIP", "0")))
+    _action = once(os.environ["GATEWAY_CRASHPOINT"].split(","), partial(os.kill, os.getpid(), signal.SIGKILL))

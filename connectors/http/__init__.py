@@ -15,6 +15,7 @@ from yarl import URL
 from connectors.http.auth import ApiKeyAuth, HmacAuth, InboundAuth, NoAuth
 from connectors.http.config import HttpConfig, HttpEntry, HttpTls, parse_address, routes_of
 from gateway.connector import Connector, Inbox
+from gateway.crashpoint import reach
 from gateway.errors import ConfigError, DeliveryError, Disconnected
 from gateway.message import Message
 from gateway.web.body import announced_length, read_body
@@ -151,11 +152,11 @@ class Intake:
         finally:
             self._storing -= 1
         if receipt.filtered:
-            return json_response({"job_id": None, "filtered": True}, status=202)
+            return json_response({"job_id": None, "filtered": True}, status=202, kind=Acknowledgement)
         if receipt.conflict:
             raise Refusal(422, "idempotency_conflict", "this key was used for another body before")
         replayed = {"Idempotent-Replayed": "true"} if receipt.duplicate else {}
-        return json_response({"job_id": receipt.job_id}, status=202, headers=replayed)
+        return json_response({"job_id": receipt.job_id}, status=202, headers=replayed, kind=Acknowledgement)
 
     def _refuse_under_pressure(self, more: int) -> None:
         full = self._bytes > 0 and self._bytes + more > self._config.max_pending_bytes
@@ -178,6 +179,16 @@ class Intake:
             yield charge
         finally:
             self._bytes -= held
+
+
+class Acknowledgement(web.Response):
+    """The answer after which a client may forget its message."""
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        """Send it."""
+        reach("http.before_answer")
+        await super().write_eof(data)
+        reach("http.after_answer")
 
 
 def outgoing(config: HttpConfig, message: Message, now: float) -> Call:

@@ -62,9 +62,9 @@ class JobTransaction:
         def resolve() -> Script[bool]:
             return (yield from read_back(self._dialect, [finish])).of(finish) is True
 
-        reach("finish.start")
+        reach("own.start")
         await self._inner.finish(lambda: finish_jobs(self._dialect, [finish]), resolve=resolve)
-        reach("finish.committed")
+        reach("own.committed")
         self._finished([finish])
 
     async def rollback(self) -> None:

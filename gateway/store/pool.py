@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from gateway.crashpoint import reach
 from gateway.errors import StoreError, StoreUnavailable
 from gateway.store.script import Deferred, Result, Sql, T
 from gateway.store.transaction import execute_deferred
@@ -52,7 +53,9 @@ class Lane:
         """Commit. Raises `CommitUnknown` if the answer was lost."""
         try:
             async with asyncio.timeout(self.seconds):
+                reach("pool.before_commit")
                 await self.wire.commit(self.raw)
+                reach("pool.after_commit")
         except StoreError:
             raise
         except Exception as error:

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from gateway.crashpoint import reach
 from gateway.errors import CommitUnknown, StoreError, StoreUnavailable
 from gateway.store.driver import Driver
 from gateway.store.pool import Lane, Pool
@@ -97,11 +98,14 @@ async def _single(lane: Lane, make: Make[T]) -> T:
             raise StoreError("a single script has one statement")
         done = True
         try:
-            return await lane.execute(operation)
+            reach("single.before_commit")
+            result = await lane.execute(operation)
+            reach("single.after_commit")
         except BrokenOff:
             raise
         except StoreUnavailable as error:
             raise CommitUnknown(f"the answer was lost ({error})") from error
+        return result
 
     return await _shielded(lane, drive(make(), execute))
 

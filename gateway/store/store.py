@@ -27,6 +27,7 @@ from gateway.store.insert import insert_jobs
 from gateway.store.migrate import check_version
 from gateway.store.opening import open_driver
 from gateway.store.rows import encode_document, needs_clock
+from gateway.store.script import T
 from gateway.store.values import (
     Arrival,
     Finish,
@@ -38,6 +39,7 @@ from gateway.store.values import (
     Rescue,
     Statistics,
 )
+from gateway.store.wire import Make
 from gateway.store.within import Caller, enqueue_within
 
 OnReady = Callable[[set[str]], None]
@@ -134,22 +136,19 @@ class Store:
         if not arrivals and not moves:
             return []
         batch = Batch(connector, arrivals, moves)
-        reach("ingest.start")
         for _ in range(3):
             if await self._ingest(batch):
                 break
         else:
             raise StoreUnavailable("dedupe keys vanish as they are read; try again")
-        reach("ingest.committed")
         self._ready(batch.stored())
         return batch.receipts()
 
     async def _ingest(self, batch: Batch) -> bool:
         """Return whether every key of the batch has its job: one that expired meanwhile has none."""
         try:
-            known = await self._driver.run(
-                lambda: ingest(self._dialect, batch), retry=True, single=single(self._dialect, batch)
-            )
+            one = single(self._dialect, batch)
+            known = await self._run("ingest", lambda: ingest(self._dialect, batch), retry=True, single=one)
         except PositionLost:
             if not await self._driver.read(lambda: stored(self._dialect, batch)):
                 raise
@@ -172,9 +171,8 @@ class Store:
 
             await enqueue_within(connection, jobs, committing)
             return
-        reach("enqueue.start")
-        await self._driver.run(lambda: insert_jobs(self._dialect, jobs), retry=True, single=self._single(jobs))
-        reach("enqueue.committed")
+        one = self._dialect.arrays and not needs_clock(jobs)
+        await self._run("enqueue", lambda: insert_jobs(self._dialect, jobs), retry=True, single=one)
         self._ready(jobs)
 
     async def positions(
@@ -204,15 +202,11 @@ class Store:
         return jobs
 
     async def _claim(self, claim: Claim, after: tuple[int, int]) -> list[QueueJob]:
-        reach("claim.start")
+        one = self._dialect.name != "mysql"
         try:
-            jobs = await self._driver.run(
-                lambda: claim_jobs(self._dialect, claim, after), single=self._dialect.name != "mysql"
-            )
+            return await self._run("claim", lambda: claim_jobs(self._dialect, claim, after), single=one)
         except CommitUnknown:
-            jobs = await self._driver.read(lambda: claimed_jobs(self._dialect, claim))
-        reach("claim.committed")
-        return jobs
+            return await self._driver.read(lambda: claimed_jobs(self._dialect, claim))
 
     def transaction(self) -> JobTransaction:
         """Return a handler's transaction; nothing is opened before its first use."""
@@ -249,7 +243,7 @@ class Store:
     async def report(self, job: QueueJob, progress: Json) -> None:
         """Write a running job's progress, at once and apart from its transaction; nothing if its claim is lost."""
         text = encode_document(progress)
-        await self._driver.run(lambda: operate.report(self._dialect, job, text), retry=True, single=True)
+        await self._run("report", lambda: operate.report(self._dialect, job, text), retry=True, single=True)
 
     # -- upkeep --------------------------------------------------------------------------------------------------------
 
@@ -257,8 +251,8 @@ class Store:
         """Make ready what is due, at most `limit` jobs, and say when to look again."""
         if monotonic() - self._postponed >= POSTPONE_SECONDS:
             self._postponed = monotonic()
-            await self._driver.run(lambda: upkeep.postpone(self._dialect))
-        moved = await self._driver.run(lambda: upkeep.promote(self._dialect, limit))
+            await self._run("postpone", lambda: upkeep.postpone(self._dialect))
+        moved = await self._run("promote", lambda: upkeep.promote(self._dialect, limit))
         self._moved(moved.lanes)
         return Promotion(moved.count, await self._driver.read(lambda: upkeep.next_due(self._dialect)))
 
@@ -277,7 +271,7 @@ class Store:
     async def _rescue(self, owner: str | None, spare: float) -> upkeep.Rescued:
         total = upkeep.Rescued(0, 0, set())
         while True:
-            moved = await self._driver.run(lambda: upkeep.rescue(self._dialect, owner, older_than=spare))
+            moved = await self._run("rescue", lambda: upkeep.rescue(self._dialect, owner, older_than=spare))
             self._moved(moved.lanes)
             total = upkeep.Rescued(total.rescued + moved.rescued, total.failed + moved.failed, moved.lanes)
             if moved.rescued + moved.failed < upkeep.BATCH:
@@ -288,8 +282,8 @@ class Store:
 
         Also expired dedupe keys and the rows of instances dead for a day. Returns how many jobs went.
         """
-        count = await self._driver.run(lambda: upkeep.prune(self._dialect, older_than, limit))
-        await self._driver.run(lambda: upkeep.forget(self._dialect, limit))
+        count = await self._run("prune", lambda: upkeep.prune(self._dialect, older_than, limit))
+        await self._run("forget", lambda: upkeep.forget(self._dialect, limit))
         return count
 
     # -- operators -----------------------------------------------------------------------------------------------------
@@ -308,11 +302,11 @@ class Store:
 
     async def cancel(self, job_id: str, reason: str) -> QueueJob | None:
         """Cancel a job unless it is finished; a running attempt can then not commit. Returns it as it now is."""
-        return await self._driver.run(lambda: operate.cancel(self._dialect, job_id, reason), retry=True)
+        return await self._run("cancel", lambda: operate.cancel(self._dialect, job_id, reason), retry=True)
 
     async def retry(self, job_id: str) -> QueueJob | None:
         """Make a Failed or Cancelled job Pending again, for one attempt at least. Returns it as it now is."""
-        job = await self._driver.run(lambda: operate.retry(self._dialect, job_id), retry=True)
+        job = await self._run("retry", lambda: operate.retry(self._dialect, job_id), retry=True)
         if job is not None and job.status is JobStatus.PENDING:
             self._moved({Lane.of(job)})
         return job
@@ -347,15 +341,17 @@ class Store:
     def _dialect(self) -> Dialect:
         return self._driver.dialect
 
-    def _single(self, jobs: Sequence[NewJob]) -> bool:
-        return self._dialect.arrays and not needs_clock(jobs)
+    async def _run(self, verb: str, make: Make[T], *, retry: bool = False, single: bool = False) -> T:
+        """Run a verb's script between its two named points."""
+        reach(f"{verb}.start")
+        value = await self._driver.run(make, retry=retry, single=single)
+        reach(f"{verb}.committed")
+        return value
 
     async def _release(self, claims: Sequence[tuple[str, str]]) -> int:
         if not claims:
             return 0
-        reach("release.start")
-        moved = await self._driver.run(lambda: upkeep.release(self._dialect, claims), retry=True)
-        reach("release.committed")
+        moved = await self._run("release", lambda: upkeep.release(self._dialect, claims), retry=True)
         self._moved(moved.lanes)
         return moved.count
 

@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 from sqlalchemy.util import await_only
 
+from gateway.crashpoint import reach
 from gateway.errors import CommitUnknown, StoreError, StoreUnavailable, TransactionRefused
 from gateway.store.guard import OPTION, Guard
 from gateway.store.script import Deferred, Result, Sql, T
@@ -304,7 +305,9 @@ class JobTransaction:
     async def _commit(self, resolve: Make[bool] | None) -> None:
         try:
             async with asyncio.timeout(self._seconds):
+                reach("own.before_commit")
                 await self._wire.commit(self._raw)
+                reach("own.after_commit")
         except StoreError:
             raise
         except Exception as error:

@@ -16,6 +16,7 @@ from typing import Any, Generic
 
 from sqlalchemy import StaticPool, create_engine
 
+from gateway.crashpoint import reach
 from gateway.errors import CommitUnknown, StoreError, StoreUnavailable
 from gateway.store.guard import watch_text
 from gateway.store.script import Deferred, Result, Script, Sql, T
@@ -220,7 +221,9 @@ class Writer(threading.Thread):
             outcomes = [self._one(runner, work) for work in group]
             runner.deadline = float("inf")
             committing = True
+            reach("writer.before_commit")
             runner.connection.execute("COMMIT")
+            reach("writer.after_commit")
         except Exception as error:  # noqa: BLE001 - each caller gets it
             self._abandon()
             return [(work.future, None, self._failure(error, committing)) for work in group]

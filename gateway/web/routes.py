@@ -33,9 +33,15 @@ def busy(message: str = "the gateway cannot take this now, try again later", *, 
     return Refusal(503, "unavailable", message, Retry_After=str(retry_after))
 
 
-def json_response(data: object, *, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
+def json_response(
+    data: object,
+    *,
+    status: int = 200,
+    headers: Mapping[str, str] | None = None,
+    kind: type[web.Response] = web.Response,
+) -> web.Response:
     """Return JSON that no browser takes for anything else."""
-    response = web.Response(body=json.dumps(data).encode(), status=status, content_type="application/json")
+    response = kind(body=json.dumps(data).encode(), status=status, content_type="application/json")
     response.headers.update({"X-Content-Type-Options": "nosniff", "Server": "ingestion-gateway"})
     response.headers.update(headers or {})
     return response

@@ -60,7 +60,7 @@ async def test_a_database_that_goes_away_under_a_handlers_transaction_costs_no_a
 
     def away(point):
         nonlocal refused
-        if point == "finish.start" and refused < 3:
+        if point == "own.start" and refused < 3:
             refused += 1
             raise StoreUnavailable("away")
 
