@@ -202,6 +202,8 @@ def last_resorts(item: Item, error: Exception) -> Iterator[NewJob]:
 def plan(connector: str, items: Sequence[Item]) -> Plan:
     """Return what to commit. An item that stands before its held position is there already and settled as a duplicate.
 
+    In a log of another identity, one that was deleted and made again, the held offset says nothing.
+
     Of one that is not wanted only the position is stored. Raises `PositionLost` if the position of one is not held any
     more.
     """
@@ -214,7 +216,7 @@ def plan(connector: str, items: Sequence[Item]) -> Plan:
             if key not in held:
                 raise PositionLost(f"the position of {position.topic}[{position.partition}] is not held")
             at = ahead[id(held), *key][1] if (id(held), *key) in ahead else held[key]
-            if at is not None and position.offset < at.next_offset:
+            if at is not None and at.topic_id == position.topic_id and position.offset < at.next_offset:
                 item.receipt = Receipt("", duplicate=True)
                 continue
             ahead[id(held), *key] = held, StoredPosition(position.topic_id, position.next_offset)

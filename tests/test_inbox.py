@@ -318,3 +318,21 @@ async def test_closing_during_an_outage_leaves_messages_unacknowledged(store):
     with pytest.raises(Disconnected):
         await call
     assert balance(inbox).rejected == 2
+
+
+async def test_a_log_made_anew_is_read_from_its_start_though_the_old_one_was_longer(store, inbox):
+    def logged(offset, identity):
+        position = Position("cluster", "orders", 0, offset, offset + 1, identity)
+        return Message(topic="orders", body=identity.encode(), position=position)
+
+    first = connect(inbox)
+    await first.positions("cluster", "orders", [0])
+    await first.receive([logged(offset, "old") for offset in range(3)], ENTRY)
+
+    second = connect(inbox)
+    await second.positions("cluster", "orders", [0])
+    await second.receive([logged(0, "new")], ENTRY)
+
+    stored = await connect(inbox).positions("cluster", "orders", [0])
+    assert [job.payload for job in await jobs(store)] == [b"old"] * 3 + [b"new"]
+    assert (stored[0].topic_id, stored[0].next_offset) == ("new", 1)
