@@ -8,8 +8,8 @@ from uuid import uuid4
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 
-from connectors._kafka_config import KafkaConfig
 from connectors.kafka import KafkaConnector
+from connectors.kafka.config import KafkaConfig
 from gateway.connector import Inbox
 from gateway.inbox import InboxWriter
 from gateway.store import Store

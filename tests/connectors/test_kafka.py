@@ -10,7 +10,7 @@ from typing import ClassVar
 import pytest
 from pydantic import ValidationError
 
-from connectors._kafka_config import KafkaConfig
+from connectors.kafka.config import KafkaConfig
 from gateway.errors import DeliveryError, Disconnected
 from gateway.message import Message
 from gateway.store import JobFilter

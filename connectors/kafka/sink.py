@@ -6,8 +6,8 @@ from typing import Any
 
 from aiokafka import AIOKafkaProducer, errors
 
-from connectors._kafka_cluster import Cluster, close, reason, settled
-from connectors._kafka_config import KafkaConfig, check_topic
+from connectors.kafka.cluster import Cluster, close, reason, settled
+from connectors.kafka.config import KafkaConfig, check_topic
 from gateway.errors import DeliveryError, Disconnected
 from gateway.message import Message
 

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from connectors._kafka_cluster import Cluster, Topic
-from connectors._kafka_config import KafkaEntry
+from connectors.kafka.cluster import Cluster, Topic
+from connectors.kafka.config import KafkaEntry
 from gateway.connector import StoredPosition
 from gateway.errors import ConfigError, Disconnected
 from gateway.telemetry import emit

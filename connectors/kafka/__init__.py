@@ -3,10 +3,10 @@
 import asyncio
 from collections.abc import Sequence
 
-from connectors._kafka_cluster import Cluster, calm_the_log
-from connectors._kafka_config import KafkaConfig
-from connectors._kafka_sink import Sink
-from connectors._kafka_source import Source
+from connectors.kafka.cluster import Cluster, calm_the_log
+from connectors.kafka.config import KafkaConfig
+from connectors.kafka.sink import Sink
+from connectors.kafka.source import Source
 from gateway.connector import Connector, Inbox
 from gateway.errors import DeliveryError
 from gateway.message import Message

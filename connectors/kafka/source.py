@@ -13,9 +13,9 @@ from typing import Any, TypeAlias
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition, errors
 
-from connectors._kafka_cluster import Cluster, close, reason, settled
-from connectors._kafka_config import KafkaEntry
-from connectors._kafka_start import Beginning
+from connectors.kafka.cluster import Cluster, close, reason, settled
+from connectors.kafka.config import KafkaEntry
+from connectors.kafka.start import Beginning
 from gateway.connector import Inbox, Receipt
 from gateway.errors import ConfigError, Disconnected, StoreError
 from gateway.message import Message, Position

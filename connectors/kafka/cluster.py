@@ -30,7 +30,7 @@ from aiokafka.protocol.types import (
     TaggedFields,
 )
 
-from connectors._kafka_config import KafkaConfig, Tokens
+from connectors.kafka.config import KafkaConfig, Tokens
 from gateway.errors import ConfigError, Disconnected
 
 T = TypeVar("T")
