@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +50,21 @@ class Admin:
 
 
 class Gateway(Admin):
-    """One instance with an HTTP listener that has a path for each example handler: `/effect`, `/slow`, …"""
+    """One instance with an HTTP listener that has a path for each example handler: `/effect`, `/slow`, …
+
+    `out` is what the handlers send by: the URL of an HTTP receiver, or the settings of another connector.
+    """
 
     def __init__(
-        self, folder: Path, database: str, *, name: str = "one", out: str | None = None, grace: float = 10, **jobs: Any
+        self,
+        folder: Path,
+        database: str,
+        *,
+        name: str = "one",
+        out: str | Mapping[str, Any] | None = None,
+        others: Mapping[str, Any] | None = None,
+        grace: float = 10,
+        **jobs: Any,
     ) -> None:
         super().__init__(f"http://127.0.0.1:{free_port()}")
         self.name = name
@@ -60,16 +72,19 @@ class Gateway(Admin):
         self.config = folder / f"{name}.yaml"
         self.log = folder / f"{name}.log"
         self._process: subprocess.Popen[bytes] | None = None
-        self.config.write_text(yaml.safe_dump(self._settings(database, out, grace, jobs)))
+        if out is not None:
+            others = {"out": {"type": "http", "url": out} if isinstance(out, str) else out, **(others or {})}
+        self.config.write_text(yaml.safe_dump(self._settings(database, others or {}, grace, jobs)))
 
-    def _settings(self, database: str, out: str | None, grace: float, jobs: Mapping[str, Any]) -> dict[str, Any]:
+    def _settings(
+        self, database: str, others: Mapping[str, Any], grace: float, jobs: Mapping[str, Any]
+    ) -> dict[str, Any]:
         web = {
             "type": "http",
             "listen": self.web.removeprefix("http://"),
             "max_body": 32 * 1024 * 1024,
             "inbound": [{"path": f"/{name}", "handler": f"example.{name}"} for name in HANDLERS],
         }
-        connectors = {"web": web, **({"out": {"type": "http", "url": out}} if out else {})}
         return {
             "gateway": {
                 "name": self.name,
@@ -78,7 +93,7 @@ class Gateway(Admin):
             },
             "database": {"url": database},
             "jobs": {"workers": 8, "poll_interval": 1, "retry_delay": 0.05, "lease": 5, **jobs},
-            "connectors": connectors,
+            "connectors": {"web": web, **others},
         }
 
     async def prepare(self, database: Database) -> None:
@@ -116,6 +131,21 @@ class Gateway(Admin):
             return await until(is_ready, within=within, what=f"{self.name} is ready")
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.tail()}") from None
+
+    async def connected(self, connector: str = "out", within: float = 30) -> float:
+        """Return the seconds until a connector is connected."""
+        state: dict[str, Any] = {}
+
+        async def is_connected() -> bool:
+            assert self.code is None, f"the gateway ended with {self.code}"
+            with suppress(aiohttp.ClientError, TimeoutError):
+                state.update(*(each for each in await self.fetch("/api/connectors") if each["name"] == connector))
+            return bool(state.get("state") == "connected")
+
+        try:
+            return await until(is_connected, within=within, what=f"{connector} is connected", every=0.05)
+        except AssertionError as error:
+            raise AssertionError(f"{error}, but {state}\n{self.tail()}") from None
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the process and all it has started."""

@@ -1,4 +1,4 @@
-"""The outside world: clients that repeat until they are answered, and a receiver that remembers what it got."""
+"""The outside world: clients and producers that repeat until they are answered, and a receiver that remembers."""
 
 import asyncio
 import json
@@ -11,6 +11,10 @@ import aiohttp
 from aiohttp import web
 
 from tests.services import free_port
+from tests.system.brokers import Broker, Unconfirmed
+from tests.system.database import Database
+from tests.system.ledger import Ledger, read
+from tests.system.waiting import until
 
 
 class Client:
@@ -121,3 +125,68 @@ class Load:
         while self._on:
             yield self._messages[count % len(self._messages)]
             count += 1
+
+
+class Producer:
+    """Sends numbered messages to a broker, one after the other, each again until it is confirmed.
+
+    `kinds` are topics and bodies, taken in turn. Each transmission has a key of its own: one without confirmation may
+    have arrived or not, but the same key must never make two jobs.
+    """
+
+    def __init__(self, broker: Broker, *kinds: tuple[str, dict[str, Any]]) -> None:
+        self.broker = broker
+        self.confirmed: list[str] = []
+        self.unconfirmed = 0
+        self._kinds = kinds
+
+    async def send(self, count: int) -> None:
+        for _ in range(count):
+            await self._one()
+
+    async def flow(self, over: asyncio.Event, *, least: int, pause: float) -> None:
+        """Send until it is over, and `least` messages at least, waiting `pause` seconds between two until then."""
+        while not over.is_set() or len(self.confirmed) < least:
+            await self._one()
+            await asyncio.sleep(0 if over.is_set() else pause)
+
+    async def _one(self) -> None:
+        number = len(self.confirmed)
+        topic, body = self._kinds[number % len(self._kinds)]
+        while True:
+            key = f"{number} {secrets.token_hex(4)}"
+            try:
+                await self.broker.transmit(topic, json.dumps({"key": key, "number": number, **body}).encode())
+            except Unconfirmed:
+                self.unconfirmed += 1
+                await asyncio.sleep(0.1)
+            else:
+                self.confirmed.append(key)
+                return
+
+    async def all_there(self, database: Database, within: float = 60) -> None:
+        """Wait until each confirmed message is a job that has ended."""
+        arrived = "SELECT count(*) FROM queue_jobs WHERE direction = 'inbound'"
+
+        async def all_arrived() -> bool:
+            return int(await database.value(arrived)) >= len(self.confirmed)
+
+        try:
+            await until(all_arrived, within=within, what="as many jobs as messages", every=0.1)
+        except AssertionError as error:
+            raise AssertionError(f"{error}: {await database.value(arrived)} of {len(self.confirmed)}") from None
+        await database.rest()
+
+    async def ledger(self, database: Database) -> Ledger:
+        """Read what became of the messages, and all that the broker has got."""
+        rows = await database.rows("SELECT id, payload, handler FROM queue_jobs")
+        jobs = {json.loads(row["payload"]).get("key"): str(row["id"]) for row in rows}
+        sent = {str(row["id"]) for row in rows if row["handler"] == "gateway.publish"}
+        if sent:
+            await self.broker.until_received(sent)
+        return await read(
+            database,
+            {key: jobs.get(key, "nowhere") for key in self.confirmed},
+            received=[each.id for each in self.broker.received],
+            children={"example.publish": 2},
+        )
