@@ -201,6 +201,8 @@ class Connector(ABC, Generic[ConfigT]):
     """What stands in a job's `protocol` column."""
     method: ClassVar[str | None] = None
     """What stands in the `method` column of the jobs it receives: how messages come (POST, publish, send, …)."""
+    seekable: ClassVar[bool] = False
+    """Whether its stored positions are offsets at which an operator may let it go on (`gateway positions set`)."""
 
     def __init__(self, config: ConfigT, *, name: str) -> None:
         self.config = config

@@ -434,3 +434,75 @@ def failed_job(*, error: str, payload: bytes = b"") -> str:
             await store.close()
 
     return asyncio.run(work())
+
+
+# -- positions -------------------------------------------------------------------------------------------------------
+
+BROKERS = """
+gateway: {admin: {listen: "127.0.0.1:1"}}
+database: {url: "sqlite:///jobs.db"}
+connectors:
+  orders: {type: kafka, bootstrap_servers: "localhost:1", inbound: [{topic: t, group: g, handler: gateway.log}]}
+  floor: {type: mqtt, url: "mqtt://localhost:1"}
+"""
+AT = ["positions", "set", "orders", "--topic", "t", "--partition", "1"]
+
+
+@pytest.fixture
+def positioned(migrated, folder):
+    (folder / "gateway.yaml").write_text(BROKERS)
+    return migrated
+
+
+def test_a_position_is_set_and_listed(positioned):
+    first = positioned(*AT, "--offset", "7", "--cluster", "abc")
+    again = positioned(*AT, "--offset", "3", "--json").json
+    listed = positioned("positions", "list", "orders", "--json").json
+
+    assert (first.code, first.err.strip()) == (0, "orders goes on with t[1] at offset 7 (there was none)")
+    assert (again["before"], again["nextoffset"], again["cluster"]) == (7, 3, "abc")
+    assert [(row["connector"], row["topic"], row["partition"], row["nextoffset"]) for row in listed] == [
+        ("orders", "t", 1, 3)
+    ]
+    assert listed[0]["updatedat"].endswith("Z")
+    assert re.search(r"orders +t +1 +3 +20\d\d-", positioned("positions", "list").out)
+    assert positioned("positions", "list", "floor", "--json").json == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["order", "-t", "t", "-o", "1"], 3, "no connector is named 'order', did you mean 'orders'?"),
+        (["floor", "-t", "t", "-o", "1"], 2, "a connector of type mqtt has no position that could be set"),
+        (["orders", "-t", "t", "-o", "1"], 2, "no position of this connector is stored yet: say --cluster"),
+        (["orders", "-t", "t", "-o", "-1"], 2, "Invalid value for '--offset'"),
+    ],
+)
+def test_a_position_that_means_nothing_is_not_set(positioned, arguments, code, says):
+    ran = positioned("positions", "set", *arguments)
+
+    assert ran.code == code
+    assert says in ran.err
+    assert "none yet" in positioned("positions", "list").out
+
+
+def test_of_several_clusters_one_must_be_named(positioned):
+    for cluster in ("abc", "def"):
+        positioned(*AT, "--offset", "7", "--cluster", cluster)
+
+    assert "say which: --cluster abc or def" in positioned(*AT, "--offset", "1").err
+
+
+def test_a_position_is_not_set_under_a_gateway_that_runs(positioned):
+    call = [*AT, "--offset", "7", "--cluster", "abc"]
+    with asyncio.Runner() as other:
+        store = other.run(Store.open("sqlite:///jobs.db", instance="plant"))
+        try:
+            refused, forced = positioned(*call), positioned(*call, "--force")
+        finally:
+            other.run(store.close())
+
+    assert (refused.code, forced.code) == (1, 0)
+    assert re.search(r"nothing was changed: plant \(pid \d+ on .*\) may be receiving from 'orders'", refused.err)
+    assert "(there was none)" in forced.err
+    assert positioned(*AT, "--offset", "8").code == 0

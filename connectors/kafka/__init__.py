@@ -22,6 +22,7 @@ class KafkaConnector(Connector[KafkaConfig]):
     guarantee = "exactly-once"
     protocol = "kafka"
     method = "publish"
+    seekable = True
 
     def __init__(self, config: KafkaConfig, *, name: str) -> None:
         super().__init__(config, name=name)

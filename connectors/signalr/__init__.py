@@ -44,6 +44,7 @@ class SignalrConnector(Connector[SignalrConfig]):
     guarantee = "at-most-once"
     protocol = "signalr"
     method = "invoke"
+    seekable = True
 
     def __init__(self, config: SignalrConfig, *, name: str) -> None:
         super().__init__(config, name=name)

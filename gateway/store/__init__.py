@@ -18,6 +18,7 @@ from gateway.store.values import (
     PositionMove,
     Promotion,
     Rescue,
+    SourcePosition,
     Statistics,
 )
 
@@ -33,6 +34,7 @@ __all__ = [
     "PositionMove",
     "Promotion",
     "Rescue",
+    "SourcePosition",
     "Statistics",
     "Store",
 ]

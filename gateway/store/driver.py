@@ -71,6 +71,10 @@ class Driver(ABC):
     def presence(self, *, incarnation: str, name: str, version: str, lease: float) -> Presence:
         """Return the heartbeat of this process, not yet started."""
 
+    def occupied(self) -> bool | None:
+        """Say whether a gateway process runs on this database, where that is certain; None: only the rows tell."""
+        return None
+
     @abstractmethod
     async def ping(self) -> None:
         """Return if the database answers within 2 s; else `StoreUnavailable`."""

@@ -1,9 +1,7 @@
 """What operators see and do."""
 
-from collections.abc import Iterable
 from typing import Any
 
-from gateway.connector import StoredPosition
 from gateway.crashpoint import reach
 from gateway.job import JobHistory, JobStatus, QueueJob, new_id
 from gateway.store.dialect import Dialect
@@ -36,10 +34,9 @@ _REPORT = "UPDATE queue_jobs SET progress = $1 WHERE id = $2 AND claimtoken = $3
 _COUNTS = "SELECT statusid, count(*) FROM queue_jobs WHERE active GROUP BY statusid"
 _READY = """SELECT readylane, handler, count(*), max({age createdon}) FROM queue_jobs WHERE readylane IS NOT NULL
  GROUP BY readylane, handler"""
-_INSTANCES = """SELECT id, name, version, host, pid, startedat, heartbeatat, {age heartbeatat}
- FROM gateway_instances ORDER BY name, startedat"""
-_POSITIONS = """SELECT {partition}, topicid, nextoffset FROM source_positions
- WHERE connector = $1 AND cluster = $2 AND topic = $3"""
+_INSTANCE = "SELECT id, name, version, host, pid, startedat, heartbeatat, {age heartbeatat} FROM gateway_instances"
+_INSTANCES = f"{_INSTANCE} ORDER BY name, startedat"
+_RUNNING = f"{_INSTANCE} WHERE {{held id}} OR {{age heartbeatat}} <= $1 ORDER BY name, startedat"
 
 
 def get(dialect: Dialect, job_id: str, *, lock: bool = False) -> Script[QueueJob | None]:
@@ -121,6 +118,11 @@ def instances(dialect: Dialect) -> Script[list[InstanceRow]]:
     return [_instance(dialect, row) for row in (yield compose(dialect, _INSTANCES).rows()).rows]
 
 
+def running(dialect: Dialect, lease: float) -> Script[list[InstanceRow]]:
+    """Return the instances whose session lock is held, or whose heartbeat is not older than the lease."""
+    return [_instance(dialect, row) for row in (yield compose(dialect, _RUNNING).rows(lease)).rows]
+
+
 def _instance(dialect: Dialect, row: Any) -> InstanceRow:
     started, beat = dialect.instant(row[5]), dialect.instant(row[6])
     assert started is not None
@@ -129,12 +131,3 @@ def _instance(dialect: Dialect, row: Any) -> InstanceRow:
         id=row[0], name=row[1], version=row[2], host=row[3], pid=int(row[4]), started_at=started, heartbeat_at=beat,
         age=float(row[7]),
     )  # fmt: skip
-
-
-def positions(
-    dialect: Dialect, source: tuple[str, str, str], partitions: Iterable[int]
-) -> Script[dict[int, StoredPosition]]:
-    """Return the stored positions of a log's partitions; `source` is connector, cluster, topic."""
-    wanted = set(partitions)
-    rows = (yield compose(dialect, _POSITIONS).rows(*source)).rows
-    return {int(row[0]): StoredPosition(str(row[1]), int(row[2])) for row in rows if int(row[0]) in wanted}

@@ -69,12 +69,31 @@ def delete(dialect: Dialect, who: Identity) -> Sql:
     return Sql(text, (who.incarnation,))
 
 
+def is_locked(path: Path) -> bool:
+    """Say whether a gateway process runs on that SQLite file."""
+    try:
+        file = os.open(_lock_of(path), os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(file)
+    return False
+
+
+def _lock_of(path: Path) -> Path:
+    return path.with_name(path.name + ".lock")
+
+
 class FilePresence(Presence):
     """SQLite's: a lock on `<file>.lock` that refuses a second gateway process, and the row once."""
 
     def __init__(self, driver: Driver, path: Path, who: Identity) -> None:
         self._driver, self._who = driver, who
-        self._path = path.with_name(path.name + ".lock")
+        self._path = _lock_of(path)
         self._file: int | None = None
         self._since: float | None = None
 

@@ -23,7 +23,7 @@ from gateway.errors import StoreError, StoreUnavailable
 from gateway.store.dialect import Dialect
 from gateway.store.driver import Driver, Presence
 from gateway.store.guard import watch
-from gateway.store.presence import FilePresence, Identity
+from gateway.store.presence import FilePresence, Identity, is_locked
 from gateway.store.script import Result, Sql, T
 from gateway.store.transaction import JobTransaction
 from gateway.store.wire import Fault, Make, Wire, original, translate
@@ -176,6 +176,10 @@ class SqliteDriver(Driver):
     def presence(self, *, incarnation: str, name: str, version: str, lease: float) -> Presence:  # noqa: ARG002
         """Return the lock on the file and the row; there is nobody else, so no heartbeat is needed."""
         return FilePresence(self, self._path, Identity.of(incarnation, name, version))
+
+    def occupied(self) -> bool:
+        """Say whether a process holds the lock on the file."""
+        return is_locked(self._path)
 
     async def ping(self) -> None:
         """Read one row, and see that the file is still there."""

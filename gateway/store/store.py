@@ -2,7 +2,7 @@
 
 import asyncio
 import uuid
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import timedelta
 from importlib import metadata
 from time import monotonic
@@ -11,15 +11,14 @@ from typing import Self
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from gateway.connector import Receipt, StoredPosition
+from gateway.connector import Receipt
 from gateway.crashpoint import reach
 from gateway.errors import CommitUnknown, PositionLost, StoreUnavailable
-from gateway.job import JobHistory, JobStatus, NewJob, QueueJob
+from gateway.job import JobStatus, NewJob, QueueJob
 from gateway.message import Json
 from gateway.outcome import Completed, Retry
-from gateway.store import operate, upkeep
+from gateway.store import operate, positions, upkeep
 from gateway.store.claim import Claim, Cursor, claim_jobs, claimed_jobs, new_token
-from gateway.store.dialect import Dialect
 from gateway.store.driver import Driver, Presence
 from gateway.store.ending import JobTransaction, finish_all
 from gateway.store.ingest import Batch, ingest, owners, single, stored
@@ -28,17 +27,8 @@ from gateway.store.migrate import check_version
 from gateway.store.opening import open_driver
 from gateway.store.rows import encode_document, needs_clock
 from gateway.store.script import T
-from gateway.store.values import (
-    Arrival,
-    Finish,
-    InstanceRow,
-    JobFilter,
-    Lane,
-    PositionMove,
-    Promotion,
-    Rescue,
-    Statistics,
-)
+from gateway.store.values import Arrival, Finish, Lane, PositionMove, Promotion, Rescue, SourcePosition
+from gateway.store.views import Views
 from gateway.store.wire import Make
 from gateway.store.within import Caller, enqueue_within
 
@@ -59,7 +49,7 @@ async def _verify(driver: Driver, seconds: float) -> None:
         raise StoreUnavailable(f"cannot read the schema's version: {error}") from error
 
 
-class Store:
+class Store(Views):
     """One database, opened by one process. `on_ready` is called on the loop, after a commit, with the lanes it filled.
 
     Cancelling a verb leaves no transaction open; whether a COMMIT already sent took effect is then not known.
@@ -69,7 +59,8 @@ class Store:
         self.incarnation = incarnation
         """`<instance>/<uuid4>`: in `claimedby` and `executedby`."""
         self.on_ready: OnReady = _nobody
-        self._driver, self._presence, self._lease = driver, presence, lease
+        super().__init__(driver, lease=lease)
+        self._presence = presence
         self._cursors: dict[str, Cursor] = {}
         self._watch = upkeep.Watch(incarnation, lease, alone=driver.dialect.name == "sqlite")
         self._postponed = 0.0
@@ -175,13 +166,6 @@ class Store:
         await self._run("enqueue", lambda: insert_jobs(self._dialect, jobs), retry=True, single=one)
         self._ready(jobs)
 
-    async def positions(
-        self, connector: str, cluster: str, topic: str, partitions: Iterable[int]
-    ) -> dict[int, StoredPosition]:
-        """Return the stored positions of a log's partitions; one never stored is left out."""
-        source, wanted = (connector, cluster, topic), set(partitions)
-        return await self._driver.read(lambda: operate.positions(self._dialect, source, wanted))
-
     # -- run -----------------------------------------------------------------------------------------------------------
 
     async def claim(self, lane: str, limit: int, handlers: Collection[str] | None) -> list[QueueJob]:
@@ -283,22 +267,10 @@ class Store:
         Also expired dedupe keys and the rows of instances dead for a day. Returns how many jobs went.
         """
         count = await self._run("prune", lambda: upkeep.prune(self._dialect, older_than, limit))
-        await self._run("forget", lambda: upkeep.forget(self._dialect, limit))
+        await self._run("forget", lambda: upkeep.forget(self._dialect, limit, self.incarnation))
         return count
 
     # -- operators -----------------------------------------------------------------------------------------------------
-
-    async def get(self, job_id: str) -> QueueJob | None:
-        """Return a job; None if there is none of that id."""
-        return await self._driver.read(lambda: operate.get(self._dialect, job_id))
-
-    async def history(self, job_id: str) -> list[JobHistory]:
-        """Return a job's ended attempts, the first one first."""
-        return await self._driver.read(lambda: operate.history(self._dialect, job_id))
-
-    async def list(self, wanted: JobFilter) -> list[QueueJob]:
-        """Return one page of jobs, the newest first."""
-        return await self._driver.read(lambda: operate.find(self._dialect, wanted))
 
     async def cancel(self, job_id: str, reason: str) -> QueueJob | None:
         """Cancel a job unless it is finished; a running attempt can then not commit. Returns it as it now is."""
@@ -311,21 +283,12 @@ class Store:
             self._moved({Lane.of(job)})
         return job
 
-    async def statistics(self) -> Statistics:
-        """Count jobs."""
-        return await self._driver.read(lambda: operate.statistics(self._dialect))
+    async def set_position(self, position: SourcePosition) -> int | None:
+        """Set how far a source was stored; returns the offset that stood there before.
 
-    async def instances(self) -> Sequence[InstanceRow]:
-        """Return the processes that the database knows, dead ones for a day included."""
-        return await self._driver.read(lambda: operate.instances(self._dialect))
-
-    async def ping(self) -> None:
-        """Return if the database answers within 2 s, else raise `StoreUnavailable`."""
-        await self._driver.ping()
-
-    async def durability(self) -> Sequence[str]:
-        """Return one line for each setting by which the database promises less than a commit that lasts."""
-        return await self._driver.durability()
+        A consumer that runs goes on there too, from its next message on: what it holds is the position of before.
+        """
+        return await self._driver.run(lambda: positions.put(self._dialect, position), retry=True)
 
     # -- wake-ups ------------------------------------------------------------------------------------------------------
 
@@ -336,10 +299,6 @@ class Store:
     def notify(self) -> None:
         """Tell the other processes that there is work. Cheap, and never one message per row."""
         self._driver.notify()
-
-    @property
-    def _dialect(self) -> Dialect:
-        return self._driver.dialect
 
     async def _run(self, verb: str, make: Make[T], *, retry: bool = False, single: bool = False) -> T:
         """Run a verb's script between its two named points."""

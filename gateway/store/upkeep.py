@@ -211,7 +211,7 @@ _OLD = """SELECT id FROM queue_jobs {force ix_queue_jobs_completed} WHERE comple
 _DROP_HISTORIES = "DELETE FROM job_histories WHERE jobid {any $1}"
 _DROP_JOBS = "DELETE FROM queue_jobs WHERE id {any $1} AND statusid IN (3, 4, 6)"
 _EXPIRED = "SELECT connector, keyhash FROM inbound_dedupe WHERE expiresat < {now} ORDER BY expiresat LIMIT $1"
-_GONE = """DELETE FROM gateway_instances WHERE heartbeatat < {later -86400.0} AND NOT EXISTS
+_GONE = """DELETE FROM gateway_instances WHERE heartbeatat < {later -86400.0} AND id <> $1 AND NOT EXISTS
  (SELECT 1 FROM queue_jobs q WHERE q.statusid = 2 AND q.claimedby = gateway_instances.id)"""
 
 
@@ -229,14 +229,14 @@ def prune(dialect: Dialect, older_than: timedelta, limit: int) -> Script[int]:
     return count
 
 
-def forget(dialect: Dialect, limit: int) -> Script[None]:
-    """Delete expired dedupe keys, and instances that have been dead for a day and hold nothing."""
+def forget(dialect: Dialect, limit: int, me: str) -> Script[None]:
+    """Delete expired dedupe keys, and instances that have been dead for a day and hold nothing; never this one."""
     mark = dialect.placeholder
     rows = (yield compose(dialect, _EXPIRED).rows(limit)).rows
     if rows:
         text = f"DELETE FROM inbound_dedupe WHERE connector = {mark(1)} AND keyhash = {mark(2)}"
         yield Sql(text, [tuple(row) for row in rows], "many")
-    yield compose(dialect, _GONE)()
+    yield compose(dialect, _GONE)(me)
 
 
 def held_by(jobs: Sequence[QueueJob]) -> list[tuple[str, str]]:

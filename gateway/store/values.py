@@ -73,6 +73,19 @@ class PositionMove:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SourcePosition:
+    """Where a source goes on: `next_offset` is the first offset not in the database. `topic_id` may be unknown, ''."""
+
+    connector: str
+    cluster: str
+    topic: str
+    partition: int
+    topic_id: str = ""
+    next_offset: int
+    updated_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Arrival:
     """One received message as the job it shall become."""
 

@@ -4,6 +4,7 @@ import asyncio
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -11,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from gateway.connector import StoredPosition
 from gateway.errors import DataRefused, PositionLost
 from gateway.job import JobStatus, NewJob
-from gateway.store import Arrival, Dedupe, JobFilter, PositionMove, Store
+from gateway.store import Arrival, Dedupe, JobFilter, PositionMove, SourcePosition, Store
 from gateway.testing.store.harness import Database, Suite, jobs
 
 NOTHING, BODY, OTHER = bytes(16), b"0123456789abcdef", b"another body's 16"[:16]
@@ -195,6 +196,32 @@ class Ingesting(Suite):
             await store.ingest("c", [], [move(7, 9, partition=1), move(5, 9)])
 
         assert await store.positions("c", "k", "t", [0, 1]) == {0: StoredPosition("i", 8), 1: StoredPosition("i", 7)}
+
+    async def test_positions_are_listed_with_all_they_are(self, store: Store) -> None:
+        await store.ingest("c", [], [move(None, 7, partition=1), move(None, 5)])
+        await store.set_position(SourcePosition(connector="b", cluster="k", topic="t", partition=0, next_offset=2**40))
+
+        found = await store.all_positions()
+
+        assert [(p.connector, p.partition, p.next_offset, p.topic_id) for p in found] == [
+            ("b", 0, 2**40, ""), ("c", 0, 5, "i"), ("c", 1, 7, "i"),
+        ]  # fmt: skip
+        assert all(p.updated_at is not None and p.cluster == "k" and p.topic == "t" for p in found)
+        assert await store.all_positions("c") == found[1:]
+        assert await store.all_positions("nobody") == []
+
+    async def test_a_position_set_by_hand_wins_over_what_a_consumer_holds(self, store: Store) -> None:
+        await store.ingest("c", [arrival()], [move(None, 5)])
+        wanted = SourcePosition(connector="c", cluster="k", topic="t", partition=0, next_offset=2)
+
+        assert await store.set_position(wanted) == 5
+        assert await store.set_position(replace(wanted, partition=9)) is None
+
+        assert await store.positions("c", "k", "t", range(10)) == {0: StoredPosition("", 2), 9: StoredPosition("", 2)}
+        with pytest.raises(PositionLost):
+            await store.ingest("c", [arrival()], [move(5, 6)])
+        await store.ingest("c", [arrival()], [move(2, 3)])
+        assert await store.positions("c", "k", "t", [0]) == {0: StoredPosition("i", 3)}
 
     async def test_of_two_consumers_at_one_position_one_wins(self, store: Store) -> None:
         await store.ingest("c", [arrival()], [move(None, 5)])

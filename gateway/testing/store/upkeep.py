@@ -269,8 +269,26 @@ class Upkeep(Suite):
                 id=name,
                 at=await self.moment(database, "2001-01-01 00:00:00"),
             )
+        await database.sql(
+            "UPDATE gateway_instances SET heartbeatat = :at",
+            at=await self.moment(database, "2001-01-01 00:00:00"),
+        )
         await database.sql("INSERT INTO queue_jobs (id, handler, statusid, claimedby) VALUES ('x', 'h', 2, 'holding')")
 
         await store.prune(timedelta(days=1), 100)
 
         assert sorted(row.id for row in await store.instances()) == sorted(["holding", store.incarnation])
+
+    async def test_those_that_run_are_told_from_those_that_are_gone(self, database: Database, store: Store) -> None:
+        old = await self.moment(database, "2001-01-01 00:00:00")
+        await database.sql(
+            "INSERT INTO gateway_instances (id, name, version, host, pid, sessionlock, startedat)"
+            " VALUES ('dead', 'x', '1', 'h', 1, TRUE, :old)",
+            old=old,
+        )
+        await database.sql("UPDATE gateway_instances SET heartbeatat = :old", old=old)
+        watcher = await database.open(present=False)
+
+        assert [row.id for row in await watcher.running()] == [store.incarnation]
+        await store.close()
+        assert list(await watcher.running()) == []
