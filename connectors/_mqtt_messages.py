@@ -1,11 +1,11 @@
 """What was received becomes messages for the inbox, and a message becomes what is sent. Values and decisions only."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
-from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import Properties
+from paho.mqtt.properties import Properties, VariableByteIntegers
 
 from connectors._mqtt_client import Delivery, Limits
 from connectors._mqtt_config import MqttConfig, MqttEntry
@@ -53,10 +53,10 @@ class Sorter:
     def _add(self, calls: list[Call], delivery: Delivery, entry: MqttEntry, message: Message) -> None:
         window = self._window
         digest = digest_of(message) if delivery.qos else 0
-        stored = window.repeated(delivery.packet_id, digest) if delivery.qos and delivery.repeated else None
-        if stored is not None:
+        if delivery.qos and delivery.repeated and window.knows(delivery.packet_id, digest):
             self._close(calls)
-            calls.append(Call(entry, [replace(message, position=stored)], open=False))
+            known = replace(message, position=window.repeated(delivery.packet_id))
+            calls.append(Call(entry, [known], open=False))
             return
         if not calls or not calls[-1].open or calls[-1].entry is not entry or (delivery.qos and not window.room):
             self._close(calls)
@@ -97,33 +97,46 @@ def refuse(config: MqttConfig, limits: Limits, message: Message) -> None:
         raise DeliveryError("the broker takes QoS 0 only, which confirms nothing", permanent=True)
     if config.retain and not limits.retain:
         raise DeliveryError("the broker keeps no messages, and 'retain' is on", permanent=True)
-    parts = [message.body, *(part for pair in _pairs(message) for part in pair)]
-    if any(len(part) > 65_535 for part in parts[1:]):
-        raise DeliveryError("a header is longer than MQTT can carry (65535 bytes)", permanent=True)
-    if len(message.topic.encode()) + sum(len(part) + 5 for part in parts) + 20 > limits.maximum_packet:
+    headers = sum(len(name) + len(value) + 5 for name, value in _pairs(message))
+    if len(message.topic.encode()) + len(message.body) + headers + 20 > limits.maximum_packet:
         size = f"{limits.maximum_packet} bytes"
         raise DeliveryError(f"the message is larger than the broker takes ({size})", permanent=True)
 
 
-def properties_of(message: Message) -> Properties:
+class Packed(Properties):
+    """Properties as bytes: paho's own would take half of the time of a publish."""
+
+    def __init__(self, packed: bytes) -> None:
+        object.__setattr__(self, "packed", packed)
+
+    def pack(self) -> bytes:
+        """Return them with their length, as they stand in a packet."""
+        return VariableByteIntegers.encode(len(self.packed)) + self.packed
+
+
+def properties_of(message: Message) -> Packed:
     """Return the MQTT 5 properties of a message: those that have a name of their own, the rest as user properties."""
-    properties = Properties(PacketTypes.PUBLISH)
-    pairs: list[tuple[str, str]] = []
+    single: dict[bytes, bytes] = {}
+    pairs: list[bytes] = []
     if message.content_type is not None:
-        properties.ContentType = clean(message.content_type)
+        single[b"\x03"] = _string(clean(message.content_type).encode())
     for name, value in _pairs(message):
         text = _text(value)
-        if name == "mqtt-correlation-data":
-            properties.CorrelationData = value
-        elif name == "mqtt-response-topic" and complaint(text) is None:
-            properties.ResponseTopic = text
-        elif name == "mqtt-message-expiry" and text.isdecimal() and int(text) <= 0xFFFFFFFF:
-            properties.MessageExpiryInterval = int(text)
+        if name == "mqtt-correlation-data" and b"\x09" not in single:
+            single[b"\x09"] = _string(value)
+        elif name == "mqtt-response-topic" and b"\x08" not in single and complaint(text) is None:
+            single[b"\x08"] = _string(text.encode())
+        elif name == "mqtt-message-expiry" and b"\x02" not in single and re.fullmatch(r"[0-9]{1,9}", text):
+            single[b"\x02"] = int(text).to_bytes(4, "big")
         else:
-            pairs.append((clean(name), text))
-    if pairs:
-        properties.UserProperty = pairs
-    return properties
+            pairs.append(b"\x26" + _string(clean(name).encode()) + _string(text.encode()))
+    return Packed(b"".join([*(identifier + value for identifier, value in single.items()), *pairs]))
+
+
+def _string(data: bytes) -> bytes:
+    if len(data) > 65_535:
+        raise DeliveryError("a header is longer than MQTT can carry (65535 bytes)", permanent=True)
+    return len(data).to_bytes(2, "big") + data
 
 
 def _pairs(message: Message) -> Iterator[tuple[str, bytes]]:

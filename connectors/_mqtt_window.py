@@ -37,10 +37,12 @@ class Window:
     def __init__(self, session: str, size: int, stored: Mapping[int, StoredPosition], *, resumed: bool) -> None:
         self._cluster = session if len(session) <= 100 else hashlib.sha256(session.encode()).hexdigest()
         self._rows = rows_for(size)
-        self._known: dict[int, tuple[int, int]] = {}
-        """By packet id: digest and count of the message that had it last."""
+        self._known: dict[int, tuple[int, int, int]] = {}
+        """By packet id: digest, count and row of the message that had it last."""
         self._marks: list[tuple[int, int]] = []
         """Of the present row."""
+        self._texts = {number: row.topic_id for number, row in stored.items()}
+        """What each row holds, as soon as the inbox has stored what it was given."""
         self.expected = False
         """Whether there is a session that the broker should know of."""
         self._next = self._first = 0
@@ -57,27 +59,30 @@ class Window:
         """How many messages more go into the present row."""
         return PER_ROW - len(self._marks)
 
-    def repeated(self, packet_id: int, digest: int) -> Position | None:
-        """Return the position, held or left behind, of a stored message that comes again; None if it is new."""
+    def knows(self, packet_id: int, digest: int) -> bool:
+        """Say whether a message that comes again is stored, or given to the inbox already."""
         known = self._known.get(packet_id)
-        if known is None or known[0] != digest:
-            return None
-        count = known[1]
-        return Position(self._cluster, TOPIC, self._row(count), count, count + 1)
+        return known is not None and known[0] == digest
+
+    def repeated(self, packet_id: int) -> Position:
+        """Return the position of a known message, which the inbox holds or has left behind: it stores nothing."""
+        _, count, row = self._known[packet_id]
+        return Position(self._cluster, TOPIC, row, count, count + 1, self._texts[row])
 
     def add(self, packet_id: int, digest: int) -> None:
         """Note a new message, which the inbox is about to be given."""
         if len(self._marks) == PER_ROW:
             self._marks = []
         self._marks.append((packet_id, digest))
-        self._known[packet_id] = digest, self._next
+        self._known[packet_id] = digest, self._next, self._row(self._next)
         self._next += 1
 
     def position(self) -> Position:
-        """Return the position that stores all marks of the present row, for the last of its messages."""
+        """Return the position that stores all marks of the present row, for the last of its messages so far."""
         last = self._next - 1
         reach = _REACH.pack(min(self._next - self._first, 0xFFFF))
         text = base64.b64encode(reach + b"".join(_MARK.pack(*mark) for mark in self._marks)).decode()
+        self._texts[self._row(last)] = text
         return Position(self._cluster, TOPIC, self._row(last), last, self._next, text)
 
     def _row(self, count: int) -> int:
@@ -91,10 +96,10 @@ class Window:
         self.expected = True
         if resumed:
             self._first = max(0, self._next - reach)
-            for end, _, _, each in rows:
+            for end, row, _, each in rows:
                 for count, (packet_id, digest) in enumerate(each, end - len(each)):
                     if count >= self._first:
-                        self._known[packet_id] = digest, count
+                        self._known[packet_id] = digest, count, row
         if resumed and self._next % PER_ROW == len(marks) and number == self._row(self._next - 1):
             self._marks = marks
         else:  # the row's beginning is not known, or of no use any more

@@ -314,7 +314,7 @@ async def test_a_message_larger_than_the_broker_takes_is_not_sent():
         sender = connector(port, None)
         async with running(sender):
             with pytest.raises(DeliveryError, match="larger than the broker takes") as caught:
-                await sender.publish(Message(topic="t", body=b"x" * 1000))
+                await sender.publish(Message(topic="t", body=b"x" * 1024))
     assert caught.value.permanent
 
 

@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from connectors._mqtt_config import MqttConfig, parse_url
 from connectors._mqtt_topics import overlapping, parse_filter
+from gateway.errors import DeliveryError
 from gateway.message import Message
 from gateway.testing.connectors import Recorder, running, until
 from tests.connectors.mqtt_tools import Stranger, connector
@@ -57,6 +58,8 @@ async def test_everything_that_belongs_to_a_message_goes_out_and_comes_in(mosqui
         ("mqtt-response-topic", b"answers/7"),
         ("mqtt-correlation-data", b"\x00\xff"),
         ("mqtt-message-expiry", b"600"),
+        ("mqtt-message-expiry", b"700"),
+        ("mqtt-response-topic", b"a/+"),
     )
     sent = Message(topic=name, body=b"x", headers=headers, content_type="text/plain", message_id="job-1")
     async with running(connector(mosquitto.port, name, name=name)) as inbox:
@@ -69,11 +72,22 @@ async def test_everything_that_belongs_to_a_message_goes_out_and_comes_in(mosqui
         ("twice", b"2"),
         ("latin", "café".encode()),
         ("control", "a\ufffdb\ufffd".encode()),
+        ("mqtt-message-expiry", b"700"),
+        ("mqtt-response-topic", b"a/+"),
         ("message-id", b"job-1"),
         ("mqtt-response-topic", b"answers/7"),
         ("mqtt-correlation-data", b"\x00\xff"),
         ("mqtt-message-expiry", b"600"),
     )
+
+
+async def test_a_header_that_is_too_long_fails_for_good_and_alone(mosquitto, name):
+    sender = connector(mosquitto.port, None, name=name)
+    async with running(sender):
+        with pytest.raises(DeliveryError, match="a header is longer") as caught:
+            await sender.publish(Message(topic=name, headers=(("a", b"x" * 65_536),)))
+        await sender.publish(Message(topic=name, headers=(("a", b"x" * 65_535),)))
+    assert caught.value.permanent
 
 
 async def connector_sends(mosquitto, message, **keys):
