@@ -45,6 +45,7 @@ class Broker(ABC):
         self.server = server
         self.name = f"test{next(_serial)}"
         self.received: list[Received] = []
+        self._listener: asyncio.Task[None] | None = None
 
     @abstractmethod
     def address(self) -> dict[str, Any]:
@@ -67,8 +68,8 @@ class Broker(ABC):
         """Add to `received` what came to the topic `sent`, until these ids were there, and then none for a while."""
 
     @abstractmethod
-    async def leave(self) -> None:
-        """Close all connections."""
+    async def hang_up(self) -> None:
+        """Close the connection that sends."""
 
     def connector(self, *entries: dict[str, Any], **keys: Any) -> dict[str, Any]:
         return {"type": self.kind, **self.address(), "inbound": list(entries), **keys}
@@ -107,7 +108,10 @@ class Broker(ABC):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self.leave()
+        await self.hang_up()
+        if self._listener is not None:
+            self._listener.cancel()
+            await asyncio.wait({self._listener})
 
 
 class KafkaBroker(Broker):
@@ -139,7 +143,7 @@ class KafkaBroker(Broker):
                     await self._producer.start()
                 await self._producer.send_and_wait(self.topic(topic), body)
         except (KafkaError, OSError, TimeoutError) as error:
-            await self.leave()
+            await self.hang_up()
             raise Unconfirmed(str(error)) from error
 
     async def collect(self, ids: Collection[str], quiet: float) -> None:
@@ -159,7 +163,7 @@ class KafkaBroker(Broker):
         finally:
             await consumer.stop()
 
-    async def leave(self) -> None:
+    async def hang_up(self) -> None:
         producer, self._producer = self._producer, None
         if producer is not None:
             with contextlib.suppress(KafkaError, OSError, TimeoutError):
@@ -187,11 +191,11 @@ class MqttBroker(Broker):
         self.server.stop()
 
     async def prepare(self, *topics: str) -> None:
+        """Subscribe, and listen from now on: Mosquitto forgets who was away when it ended."""
         reader, writer = await self._open(f"{self.name}-receiver")
         writer.write(packet(0x82, b"\x00\x01\x00" + text(self.topic("sent")) + b"\x01"))
         assert (await read_packet(reader))[0] == 0x90
-        writer.close()
-        await writer.wait_closed()
+        self._listener = asyncio.create_task(self._listen(reader, writer))
 
     async def transmit(self, topic: str, body: bytes) -> None:
         packet_id = (next(self._packet_ids) - 1) % 60_000 + 1
@@ -203,20 +207,30 @@ class MqttBroker(Broker):
                 writer.write(publish_packet(self.topic(topic), body, packet_id))
                 first, answer = await read_packet(reader)
         except (OSError, EOFError, TimeoutError) as error:
-            await self.leave()
+            await self.hang_up()
             raise Unconfirmed(repr(error)) from error
         assert (first, struct.unpack_from("!H", answer)) == (0x40, (packet_id,)), "not its confirmation"
 
     async def collect(self, ids: Collection[str], quiet: float) -> None:
-        reader, writer = await self._open(f"{self.name}-receiver")
-        try:
-            with contextlib.suppress(TimeoutError):
+        before = -1
+        while self.missing(ids) or len(self.received) > before:
+            before = len(self.received)
+            assert self._listener is not None
+            done, _ = await asyncio.wait({self._listener}, timeout=quiet)
+            assert not done, self._listener.exception()
+
+    async def _listen(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            try:
                 while True:
-                    async with asyncio.timeout(None if self.missing(ids) else quiet):
-                        first, body = await read_packet(reader)
-                    self._keep(first, body, writer)
-        finally:
-            writer.close()
+                    self._keep(*await read_packet(reader), writer)
+            except (OSError, EOFError):
+                pass
+            finally:
+                writer.close()
+            with contextlib.suppress(OSError, EOFError):
+                await asyncio.sleep(0.1)
+                reader, writer = await self._open(f"{self.name}-receiver")
 
     def _keep(self, first: int, body: bytes, writer: asyncio.StreamWriter) -> None:
         assert first & 0xF2 == 0x32, f"no message with QoS 1: {first:x}"
@@ -232,11 +246,15 @@ class MqttBroker(Broker):
         reader, writer = await asyncio.open_connection("127.0.0.1", self.server.port)
         session = b"\x00\x00\x00\x05\x11\x00\x00\xff\xff" if keep else b"\x02\x00\x00\x00"
         writer.write(packet(0x10, text("MQTT") + b"\x05" + session + text(client)))
-        first, answer = await read_packet(reader)
+        try:
+            first, answer = await read_packet(reader)
+        except BaseException:
+            writer.close()
+            raise
         assert (first, answer[1]) == (0x20, 0), "the broker refused"
         return reader, writer
 
-    async def leave(self) -> None:
+    async def hang_up(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection[1].transport.abort()
@@ -261,7 +279,7 @@ class ActiveMQBroker(Broker):
                 self._client = await Stranger.connect(self.server.port)
             await self._client.send(f"/queue/{self.topic(topic)}", body)
         except (OSError, EOFError, TimeoutError) as error:
-            await self.leave()
+            await self.hang_up()
             raise Unconfirmed(repr(error)) from error
 
     async def collect(self, ids: Collection[str], quiet: float) -> None:
@@ -275,7 +293,7 @@ class ActiveMQBroker(Broker):
         finally:
             await client.close()
 
-    async def leave(self) -> None:
+    async def hang_up(self) -> None:
         client, self._client = self._client, None
         if client is not None:
             await client.close()
