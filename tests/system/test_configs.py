@@ -1,8 +1,6 @@
 """The examples as they are: a gateway process each, against real brokers; one message in and, where it sends, out."""
 
 import json
-import os
-import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,12 +9,10 @@ from typing import Any
 import pytest
 from aiokafka.admin import NewTopic
 
-from gateway.config import sample
-from tests.conftest import missing
 from tests.connectors import kafka_tools, mqtt_tools, stomp_tools
-from tests.services import Server, ServiceMissing, free_port, make
-from tests.system.database import Database
-from tests.system.process import GATEWAY, Admin, Gateway
+from tests.services import Server, free_port
+from tests.system.conftest import started
+from tests.system.example import Example, completed
 from tests.system.waiting import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
@@ -24,107 +20,24 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 BODY = b'{"id": 1}'
 
 
-def service(name: str) -> Iterator[Any]:
-    try:
-        server = make(name)
-    except ServiceMissing as reason:
-        missing(str(reason))
-        raise
-    try:
-        yield server.start()
-    finally:
-        server.remove()
-
-
-@pytest.fixture(scope="module")
-def kafka() -> Iterator[Server]:
-    yield from service("kafka")
-
-
 @pytest.fixture
 def mosquitto() -> Iterator[Server]:
-    yield from service("mosquitto")
+    yield from started("mosquitto")
 
 
 @pytest.fixture
 def activemq() -> Iterator[Server]:
-    yield from service("activemq")
+    yield from started("activemq")
 
 
 @pytest.fixture
-def signalr() -> Iterator[Server]:
-    yield from service("signalr")
-
-
-class Example(Gateway):
-    """A gateway that runs an example. Nothing is changed in it but the admin port, which other tests use too."""
-
-    def __init__(self, folder: Path, name: str, **environment: str) -> None:
-        port = free_port()
-        Admin.__init__(self, f"http://127.0.0.1:{port}")
-        self.name = name
-        self.config, self.log = folder / f"{name}.yaml", folder / f"{name}.log"
-        self.config.write_text(sample(name).replace("127.0.0.1:8090", f"127.0.0.1:{port}"))
-        self.database = f"sqlite:///{folder / 'gateway.db'}"
-        self.environment = {"DATABASE_URL": self.database, **environment}
-        self._process = None
-
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[Database]:
-        """Run until the block ends, which begins when all connectors are connected; it must then stop in order."""
-        self.start(**self.environment)
-        try:
-            await self.ready()
-            await until(self.is_connected, within=60, what="all connectors are connected")
-            async with Database(self.database) as database:
-                yield database
-            assert await self.stop() == 0, self.tail()
-        except BaseException:
-            print(self.tail())
-            raise
-        finally:
-            self.kill()
-
-    async def is_connected(self) -> bool:
-        assert self.code is None, self.tail()
-        return {view["state"] for view in await self.fetch("/api/connectors")} == {"connected"}
-
-    def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [*GATEWAY, *arguments, "--config", str(self.config)], cwd=self.config.parent, check=False, timeout=60,
-            env={**os.environ, **self.environment}, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-        )  # fmt: skip
-
-    def send(self, connector: str, topic: str, body: str) -> None:
-        done = self.command("send", connector, topic, "--body", body, "--wait", "20")
-        assert done.returncode == 0, done.stderr
-
-    def check(self) -> dict[str, dict[str, str]]:
-        """Return the last finding of each part: of a connector, what its broker says."""
-        done = self.command("check", "--json")
-        found = {finding["part"]: finding for finding in json.loads(done.stdout)}
-        assert done.returncode == any(finding["state"] == "failed" for finding in found.values()), done.stderr
-        return found
-
-
-async def completed(database: Database, handler: str, count: int = 1) -> list[dict[str, Any]]:
-    """Return that handler's jobs once so many are completed."""
-    rows: list[dict[str, Any]] = []
-
-    async def are_there() -> bool:
-        nonlocal rows
-        rows = await database.rows(
-            "SELECT * FROM queue_jobs WHERE handler = :handler AND statusid = 3", handler=handler
-        )
-        return len(rows) == count
-
-    await until(are_there, within=30, what=f"{handler} has completed {count} jobs", every=0.05)
-    return rows
+def signalr() -> Iterator[Any]:
+    yield from started("signalr")
 
 
 @asynccontextmanager
-async def stranger_at(kafka: Server, *topics: str) -> AsyncIterator[kafka_tools.Stranger]:
-    async with kafka_tools.Stranger.at(kafka.url) as stranger:
+async def stranger_at(kafka_server: Server, *topics: str) -> AsyncIterator[kafka_tools.Stranger]:
+    async with kafka_tools.Stranger.at(kafka_server.url) as stranger:
         known = set(await stranger.admin.list_topics())
         await stranger.admin.create_topics([NewTopic(name, 1, 1) for name in topics if name not in known])
         for name in topics:
@@ -132,9 +45,9 @@ async def stranger_at(kafka: Server, *topics: str) -> AsyncIterator[kafka_tools.
         yield stranger
 
 
-async def test_kafka(kafka: Server, tmp_path: Path) -> None:
-    example = Example(tmp_path, "kafka", KAFKA=kafka.url)
-    async with stranger_at(kafka, "orders.placed", "billing") as stranger:
+async def test_kafka(kafka_server: Server, tmp_path: Path) -> None:
+    example = Example(tmp_path, "kafka", KAFKA=kafka_server.url)
+    async with stranger_at(kafka_server, "orders.placed", "billing") as stranger:
         said = example.check()["connectors.orders"]
         async with example.running() as database:
             await stranger.producer.send_and_wait("orders.placed", BODY)
@@ -193,12 +106,12 @@ async def test_signalr(signalr: Any, tmp_path: Path) -> None:
     assert [each["arguments"] for each in received] == [["hi", 7]]
 
 
-async def test_bridge(kafka: Server, mosquitto: Server, tmp_path: Path) -> None:
-    example = Example(tmp_path, "bridge", KAFKA=kafka.url, MQTT_URL=mosquitto.url)
+async def test_bridge(kafka_server: Server, mosquitto: Server, tmp_path: Path) -> None:
+    example = Example(tmp_path, "bridge", KAFKA=kafka_server.url, MQTT_URL=mosquitto.url)
     receiver = await mqtt_tools.Stranger(mosquitto.port, "receiver").connect()
     try:
         await receiver.subscribe("#")
-        async with stranger_at(kafka, "readings") as stranger, example.running() as database:
+        async with stranger_at(kafka_server, "readings") as stranger, example.running() as database:
             record = {"key": b"d-1", "headers": [("unit", b"C"), ("content-type", b"application/json")]}
             await stranger.producer.send_and_wait("readings", BODY, **record)
             await until(lambda: bool(receiver.received), within=20, what="the message has crossed the bridge")
