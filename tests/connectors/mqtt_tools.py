@@ -7,8 +7,8 @@ from contextlib import asynccontextmanager
 from itertools import count
 from typing import Self
 
-from connectors._mqtt_config import MqttConfig
 from connectors.mqtt import MqttConnector
+from connectors.mqtt.config import MqttConfig
 from gateway.message import Message
 
 

@@ -22,6 +22,8 @@ class MqttHarness(Harness):
         self.number = next(self.numbers)
         self.topic = f"conformance/{self.number}"
         self.together = False
+        self.anew = False
+        """Each connector has a session of its own."""
 
     async def __aenter__(self):
         self.stranger = await Stranger(self.broker.port, f"stranger {self.number}").connect()
@@ -40,6 +42,7 @@ class MqttHarness(Harness):
         self.together |= instance > 0
         together = {"session_expiry": 0, "entry": {"share": "together"}} if self.together else {}
         name = f"conformance-{self.number}-{instance}{'-together' * self.together}"
+        name += f"-{next(self.numbers)}" * self.anew
         keys = {"version": self.version, "receive_maximum": PREFETCH, **together}
         return connector(self.tap.port, self.topic, name=name, **keys)
 
@@ -76,6 +79,11 @@ class MqttConformance(ConnectorConformance):
     async def harness(self, broker):
         async with Tap(broker.port) as tap, MqttHarness(broker, tap) as harness:
             yield harness
+
+    async def test_cancelled_at_any_moment_nothing_is_left(self, harness):
+        # Else a broker may see the CONNECT of a life that was cut off after that of the next one, and prefer it.
+        harness.anew = True
+        await super().test_cancelled_at_any_moment_nothing_is_left(harness)
 
 
 class TestMosquitto(MqttConformance):

@@ -7,8 +7,8 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from connectors._mqtt_client import Client
 from connectors.mqtt import MqttConnector
+from connectors.mqtt.client import Client
 from gateway.errors import ConfigError, DeliveryError, Disconnected
 from gateway.message import Message
 from gateway.testing.connectors import Recorder, running, until

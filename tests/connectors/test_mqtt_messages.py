@@ -5,8 +5,8 @@ import asyncio
 import pytest
 from pydantic import ValidationError
 
-from connectors._mqtt_config import MqttConfig, parse_url
-from connectors._mqtt_topics import overlapping, parse_filter
+from connectors.mqtt.config import MqttConfig, parse_url
+from connectors.mqtt.topics import overlapping, parse_filter
 from gateway.errors import DeliveryError
 from gateway.message import Message
 from gateway.testing.connectors import Recorder, running, until

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from connectors._mqtt_window import PER_ROW, Window, digest_of, rows_for
+from connectors.mqtt.window import PER_ROW, Window, digest_of, rows_for
 from gateway.connector import StoredPosition
 from gateway.errors import Disconnected, StoreUnavailable
 from gateway.inbox import InboxWriter

@@ -4,10 +4,10 @@ import asyncio
 from collections.abc import Mapping
 from typing import NoReturn
 
-from connectors._mqtt_client import Client, Limits
-from connectors._mqtt_config import MqttConfig
-from connectors._mqtt_messages import Sorter, properties_of, refuse
-from connectors._mqtt_window import Window
+from connectors.mqtt.client import Client, Limits
+from connectors.mqtt.config import MqttConfig
+from connectors.mqtt.messages import Sorter, properties_of, refuse
+from connectors.mqtt.window import Window
 from gateway.connector import Connector, Inbox, StoredPosition
 from gateway.errors import DeliveryError, Disconnected, StoreError
 from gateway.message import Message

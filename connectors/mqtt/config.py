@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
-from connectors._mqtt_topics import Filter, complaint, overlapping, parse_filter
+from connectors.mqtt.topics import Filter, complaint, overlapping, parse_filter
 from gateway.connector import ConnectorConfig, InboundEntry, StrictModel
 
 _PORTS = {"mqtt": 1883, "mqtts": 8883, "ws": 80, "wss": 443}

@@ -17,7 +17,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from connectors._mqtt_config import Address, MqttConfig
+from connectors.mqtt.config import Address, MqttConfig
 from gateway.errors import ConfigError, Disconnected
 
 T = TypeVar("T")
@@ -147,7 +147,7 @@ def tls_context(config: MqttConfig) -> ssl.SSLContext:
 
 
 def _properties(config: MqttConfig, *, keep: bool) -> Properties:
-    properties = Properties(PacketTypes.CONNECT)
+    properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
     properties.SessionExpiryInterval = config.session_expiry if keep else 0
     properties.ReceiveMaximum = config.receive_maximum
     return properties

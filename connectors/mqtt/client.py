@@ -15,8 +15,8 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from connectors._mqtt_config import Address, MqttConfig, MqttEntry
-from connectors._mqtt_link import Paho, explained, open_link
+from connectors.mqtt.config import Address, MqttConfig, MqttEntry
+from connectors.mqtt.link import Paho, explained, open_link
 from gateway.errors import ConfigError, DeliveryError, Disconnected
 
 _HOPELESS = frozenset({0x84, 0x85, 0x86, 0x87, 0x8A, 0x8C, 0x90, 0x9D})
@@ -191,7 +191,8 @@ class Client:
         if info.rc != paho.MQTT_ERR_SUCCESS:
             self._window.release()
             raise DeliveryError(f"the message was not sent: {paho.error_string(info.rc)}")
-        answer = self._sent[info.mid] = self._loop.create_future()
+        answer: asyncio.Future[str | None] = self._loop.create_future()
+        self._sent[info.mid] = answer
         return await answer  # its place in the window is free once the broker has answered, not before
 
     def _on_publish(self, _c: Any, _u: Any, packet_id: int, reason: ReasonCode, properties: Properties) -> None:
@@ -229,11 +230,14 @@ class Client:
         client.on_subscribe = lambda _c, _u, _m, reasons, _p: _put(self._granted, reasons)
         client.on_publish, client.on_message = self._on_publish, self._on_message
         client.on_socket_close = lambda *_: self._detach()
-        client.on_socket_register_write = lambda *_: self._loop.call_soon(self._write)
+        client.on_socket_register_write = lambda *_: self._wake()
         self._hear()
         self._looked = self._heard
         self._resume()
         self._write()
+
+    def _wake(self) -> None:
+        self._loop.call_soon(self._write)
 
     def _detach(self) -> None:
         if self._paho is not None:
@@ -305,7 +309,7 @@ class Client:
         self._sent.clear()
         self._window.release()  # whoever waits for room sees that there is no connection, and lets the next one see
 
-    def _on_connect(self, _c: Any, _u: Any, flags: Any, reason: ReasonCode, properties: Properties) -> None:
+    def _on_connect(self, _c: Any, _u: Any, flags: Any, reason: ReasonCode, properties: Any) -> None:
         if reason.is_failure:
             text = f"{self.address} refuses the connection: {reason}"
             hopeless = reason.value in _HOPELESS

@@ -5,12 +5,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
-from paho.mqtt.properties import Properties, VariableByteIntegers
+from paho.mqtt.properties import Properties
 
-from connectors._mqtt_client import Delivery, Limits
-from connectors._mqtt_config import MqttConfig, MqttEntry
-from connectors._mqtt_topics import clean, complaint
-from connectors._mqtt_window import Window, digest_of
+from connectors.mqtt.client import Delivery, Limits
+from connectors.mqtt.config import MqttConfig, MqttEntry
+from connectors.mqtt.topics import clean, complaint
+from connectors.mqtt.window import Window, digest_of
 from gateway.errors import DeliveryError
 from gateway.message import Message
 
@@ -104,14 +104,21 @@ def refuse(config: MqttConfig, limits: Limits, message: Message) -> None:
 
 
 class Packed(Properties):
-    """Properties as bytes: paho's own would take half of the time of a publish."""
+    """Properties as bytes, with their length: paho's own would take half of the time of a publish."""
+
+    packed: bytes
 
     def __init__(self, packed: bytes) -> None:
-        object.__setattr__(self, "packed", packed)
+        length, more = bytearray(), len(packed)
+        while more >= 128:
+            length.append(more % 128 | 128)
+            more //= 128
+        length.append(more)
+        object.__setattr__(self, "packed", bytes(length) + packed)
 
     def pack(self) -> bytes:
-        """Return them with their length, as they stand in a packet."""
-        return VariableByteIntegers.encode(len(self.packed)) + self.packed
+        """Return them as they stand in a packet."""
+        return self.packed
 
 
 def properties_of(message: Message) -> Packed:
