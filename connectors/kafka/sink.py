@@ -40,7 +40,10 @@ class Sink:
         self._closing: set[asyncio.Task[None]] = set()
 
     async def publish(self, message: Message) -> str:
-        """Return where it is once all replicas have it. Raises `DeliveryError` otherwise, at the latest in time."""
+        """Return where it is once all replicas have it. Raises `DeliveryError` otherwise, at the latest in time.
+
+        Raises `Disconnected` if no broker can be reached, which is no fault of the message.
+        """
         record = to_record(message, self._config.max_message)
         try:
             async with asyncio.timeout(self._config.delivery_timeout):
@@ -50,8 +53,8 @@ class Sink:
             self._replace(self._producer)
             text = f"{message.topic}: not confirmed within {self._config.delivery_timeout:g} s, it may still arrive"
             raise DeliveryError(text) from error
-        except Disconnected as error:
-            raise DeliveryError(str(error)) from error
+        except errors.KafkaConnectionError as error:
+            raise Disconnected(f"{message.topic}: {reason(error)}") from error
         except errors.KafkaError as error:
             raise DeliveryError(f"{message.topic}: {reason(error)}", permanent=_is_permanent(error)) from error
 
