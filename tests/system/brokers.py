@@ -5,8 +5,9 @@ import contextlib
 import json
 import struct
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import AsyncIterator, Collection
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from itertools import count
 from types import TracebackType
 from typing import Any, ClassVar, NamedTuple, Self
@@ -60,8 +61,8 @@ class Broker(ABC):
         """Make topics. From now on all that is sent to the topic `sent` is kept."""
 
     @abstractmethod
-    async def transmit(self, topic: str, body: bytes) -> None:
-        """Send once. Raises `Unconfirmed`."""
+    async def transmit(self, topic: str, body: bytes, group: str | None) -> None:
+        """Send once; messages of one group stay in order. Raises `Unconfirmed`."""
 
     @abstractmethod
     async def collect(self, ids: Collection[str], quiet: float) -> None:
@@ -81,12 +82,14 @@ class Broker(ABC):
         """End the server, as abruptly as it can stand without losing what it has confirmed."""
         self.server.kill()
 
-    async def crash(self) -> None:
+    @asynccontextmanager
+    async def away(self) -> AsyncIterator[None]:
+        """End the server, and start it again afterwards. It lives longer than the test."""
         await asyncio.to_thread(self.end)
-
-    async def start(self) -> None:
-        """Start it again. It lives longer than the test."""
-        await asyncio.get_running_loop().run_in_executor(_starter, self.server.start)
+        try:
+            yield
+        finally:
+            await asyncio.get_running_loop().run_in_executor(_starter, self.server.start)
 
     async def until_received(self, ids: Collection[str], within: float = 30) -> None:
         """Read what was sent until all of these have come; whatever else is there comes along."""
@@ -134,14 +137,14 @@ class KafkaBroker(Broker):
         finally:
             await admin.close()
 
-    async def transmit(self, topic: str, body: bytes) -> None:
+    async def transmit(self, topic: str, body: bytes, group: str | None) -> None:
         """Idempotent: the library repeats by itself, and what it repeats must not arrive twice."""
         try:
             async with asyncio.timeout(15):
                 if self._producer is None:
                     self._producer = AIOKafkaProducer(bootstrap_servers=self.server.url, enable_idempotence=True)
                     await self._producer.start()
-                await self._producer.send_and_wait(self.topic(topic), body)
+                await self._producer.send_and_wait(self.topic(topic), body, group and group.encode())
         except (KafkaError, OSError, TimeoutError) as error:
             await self.hang_up()
             raise Unconfirmed(str(error)) from error
@@ -197,7 +200,7 @@ class MqttBroker(Broker):
         assert (await read_packet(reader))[0] == 0x90
         self._listener = asyncio.create_task(self._listen(reader, writer))
 
-    async def transmit(self, topic: str, body: bytes) -> None:
+    async def transmit(self, topic: str, body: bytes, group: str | None) -> None:
         packet_id = (next(self._packet_ids) - 1) % 60_000 + 1
         try:
             async with asyncio.timeout(15):
@@ -273,7 +276,7 @@ class ActiveMQBroker(Broker):
     async def prepare(self, *topics: str) -> None:
         """Nothing: queues come into being with their first message, and keep all of them."""
 
-    async def transmit(self, topic: str, body: bytes) -> None:
+    async def transmit(self, topic: str, body: bytes, group: str | None) -> None:
         try:
             if self._client is None:
                 self._client = await Stranger.connect(self.server.port)

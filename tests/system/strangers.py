@@ -156,7 +156,8 @@ class Producer:
         while True:
             key = f"{number} {secrets.token_hex(4)}"
             try:
-                await self.broker.transmit(topic, json.dumps({"key": key, "number": number, **body}).encode())
+                message = json.dumps({"key": key, "number": number, **body}).encode()
+                await self.broker.transmit(topic, message, body.get("group"))
             except Unconfirmed:
                 self.unconfirmed += 1
                 await asyncio.sleep(0.1)
