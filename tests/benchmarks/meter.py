@@ -32,7 +32,7 @@ class Meter:
     """Measures the block; `pid` is the database server's main process, None when it lives in this one."""
 
     def __init__(self, what: str, count: int, pid: int | None) -> None:
-        self._what, self._count, self._pid = what, count, pid
+        self._what, self.count, self._pid = what, count, pid
         self.cost: Cost | None = None
 
     def __enter__(self) -> Self:
@@ -48,7 +48,7 @@ class Meter:
         if kind is None:
             self.cost = Cost(
                 what=self._what,
-                count=self._count,
+                count=self.count,
                 seconds=seconds,
                 client=time.process_time() - self._client,
                 server=_tree_cpu(self._pid) - self._server,
