@@ -8,6 +8,7 @@ from gateway.store.migrate import migrate
 from tests.connectors.kafka_tools import Stranger
 from tests.services import Server
 from tests.system.example import Example, completed
+from tests.system.waiting import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
@@ -49,6 +50,32 @@ async def test_kafka_goes_on_where_an_operator_says(kafka_server: Server, a_url:
             assert put(example, 0, "--force")[0] == 0  # noticed with the next message
             await send(stranger, b"5")
             assert bodies(await completed(database, "gateway.log", 12))[6:] == ["0", "1", "2", "3", "4", "5"]
+
+
+async def test_a_topic_made_anew_is_read_once_an_operator_says_where(kafka_server: Server, tmp_path: Path) -> None:
+    example = Example(tmp_path, "kafka", KAFKA=kafka_server.url)
+    async with Stranger.at(kafka_server.url) as stranger:
+        await fresh(stranger)
+        async with example.running() as database:
+            await send(stranger, b"0", b"1")
+            await completed(database, "gateway.log", 2)
+        await fresh(stranger)
+        await send(stranger, b"anew")
+        example.start(**example.environment)
+        try:
+            await example.ready()
+            await until(lambda: has_stopped(example), within=30, what="the connector has stopped", every=0.1)
+        finally:
+            await example.stop()
+
+        assert put(example, 0)[0] == 0
+        async with example.running() as database:
+            assert bodies(await completed(database, "gateway.log", 3)) == ["0", "1", "anew"]
+
+
+async def has_stopped(example: Example) -> bool:
+    (view,) = await example.fetch("/api/connectors")
+    return view["state"] == "failed" and "deleted and created again" in view["reason"]
 
 
 async def send(stranger: Stranger, *values: bytes) -> None:
