@@ -163,6 +163,11 @@ class Inbox(ABC):
     def ready(self) -> None:
         """Say that the broker has confirmed the subscription: a message sent from now on will arrive."""
 
+    @property
+    def stopping(self) -> bool:
+        """Whether nothing is taken in any more: `receive` waits then until it is cancelled."""
+        return False
+
     @abstractmethod
     async def receive(self, messages: Sequence[Message], entry: InboundEntry) -> Sequence[Receipt]:
         """Store messages, in order; one receipt each. Returned: they are durable, acknowledge now.

@@ -94,6 +94,10 @@ class _ConnectorInbox(Inbox):
         self._stopping = stopping
         self._held: Held = {}
 
+    @property
+    def stopping(self) -> bool:
+        return self._stopping.is_set()
+
     def ready(self) -> None:
         self._on_ready()
 
@@ -105,7 +109,7 @@ class _ConnectorInbox(Inbox):
         return stored
 
     async def receive(self, messages: Sequence[Message], entry: InboundEntry) -> Sequence[Receipt]:
-        if self._stopping.is_set():
+        if self.stopping:
             await asyncio.get_running_loop().create_future()
         calls = self._lane.put([admit(message, entry, self._defaults) for message in messages], self._held)
         try:

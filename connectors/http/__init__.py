@@ -141,6 +141,8 @@ class Intake:
             return await self._store(message, entry)
 
     async def _store(self, message: Message, entry: HttpEntry) -> web.Response:
+        if self._inbox.stopping:
+            raise busy("the gateway is stopping, send this again")
         self._storing += 1
         try:
             async with asyncio.timeout(self._config.accept_timeout):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Any
 
+from gateway.crashpoint import reach
 from gateway.job import JobStatus, QueueJob
 from gateway.store.dialect import Dialect
 from gateway.store.rows import JOB_COLUMNS, job_from_row
@@ -108,8 +109,12 @@ def claim_jobs(dialect: Dialect, claim: Claim, after: Place) -> Script[list[Queu
     known: list[Any] = [] if claim.handlers is None else [claim.handlers]
     select = statement.rows(claim.lane, claim.limit, claim.token, claim.owner, *after, *known)
     if dialect.name == "mysql":
-        return (yield from _claim_mysql(dialect, claim, select))
-    return _jobs(dialect, (yield select).rows)
+        jobs = yield from _claim_mysql(dialect, claim, select)
+    else:
+        jobs = _jobs(dialect, (yield select).rows)
+    if jobs:
+        reach("claim.written")
+    return jobs
 
 
 def _claim_mysql(dialect: Dialect, claim: Claim, select: Any) -> Script[list[QueueJob]]:

@@ -127,6 +127,8 @@ class FilePresence(Presence):
             return
         try:
             await self._run(delete(self._driver.dialect, self._who))
+        except StoreError as error:
+            emit("store.unavailable", error=error)  # the row means nothing without the lock
         finally:
             os.close(self._file)
             self._file, self._since = None, None

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.connector import Receipt
 from gateway.crashpoint import reach
-from gateway.errors import CommitUnknown, PositionLost, StoreUnavailable
+from gateway.errors import CommitUnknown, PositionLost, StoreError, StoreUnavailable
 from gateway.job import JobStatus, NewJob, QueueJob
 from gateway.message import Json
 from gateway.outcome import Completed, Retry
@@ -31,10 +31,13 @@ from gateway.store.values import Arrival, Finish, Lane, PositionMove, Promotion,
 from gateway.store.views import Views
 from gateway.store.wire import Make
 from gateway.store.within import Caller, enqueue_within
+from gateway.telemetry import emit
 
 OnReady = Callable[[set[str]], None]
 POSTPONE_SECONDS = 1.0
 """How often rows inserted by hand for a later time are looked for."""
+LEAVE_SECONDS = 1.0
+"""How long the last jobs in this process's name may take to be given back as it ends."""
 
 
 def _nobody(_lanes: set[str]) -> None:
@@ -97,9 +100,11 @@ class Store(Views):
         return cls(driver, presence, incarnation=incarnation, lease=lease)
 
     async def close(self) -> None:
-        """Be gone: jobs still claimed are rescued by others at once. Bounded."""
+        """Be gone: jobs still claimed are given back; if that fails, others rescue them after the lease. Bounded."""
         try:
             if self._presence is not None:
+                if self._presence.alive_since is not None:
+                    await self._leave()
                 await self._presence.stop()
         finally:
             await self._driver.close()
@@ -220,9 +225,7 @@ class Store(Views):
 
     async def reclaim(self, held: Collection[str]) -> int:
         """Give back what stands in this process's name for 5 s and whose claim token is not in `held`."""
-        known = set(held)
-        claims = await self._driver.read(lambda: upkeep.forgotten(self._dialect, self.incarnation, known))
-        return await self._release(claims)
+        return await self._reclaim(set(held), 5.0)
 
     async def report(self, job: QueueJob, progress: Json) -> None:
         """Write a running job's progress, at once and apart from its transaction; nothing if its claim is lost."""
@@ -288,7 +291,7 @@ class Store(Views):
 
         A consumer that runs goes on there too, from its next message on: what it holds is the position of before.
         """
-        return await self._driver.run(lambda: positions.put(self._dialect, position), retry=True)
+        return await self._run("position", lambda: positions.put(self._dialect, position), retry=True)
 
     # -- wake-ups ------------------------------------------------------------------------------------------------------
 
@@ -306,6 +309,20 @@ class Store(Views):
         value = await self._driver.run(make, retry=retry, single=single)
         reach(f"{verb}.committed")
         return value
+
+    async def _leave(self) -> None:
+        """Give back what a claim or a release that was cancelled has left in this process's name."""
+        try:
+            async with asyncio.timeout(LEAVE_SECONDS):
+                await self._reclaim((), 0.0)
+        except (StoreError, TimeoutError) as error:
+            emit("store.unavailable", error=error)
+
+    async def _reclaim(self, held: Collection[str], older_than: float) -> int:
+        me = self.incarnation
+        return await self._release(
+            await self._driver.read(lambda: upkeep.forgotten(self._dialect, me, held, older_than=older_than))
+        )
 
     async def _release(self, claims: Sequence[tuple[str, str]]) -> int:
         if not claims:

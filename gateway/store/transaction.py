@@ -345,16 +345,18 @@ class JobTransaction:
             return  # never opened, and given back by whoever tried
         lost = self._raw is not None and not self._wire.usable(self._raw)
         broken = self._broken or self.guard.running or connection.invalidated or lost
-        if not broken:
-            try:
+        sound = False
+        try:
+            if not broken:
                 async with asyncio.timeout(self._seconds):
                     if self._session is not None:
                         await AsyncSession.close(self._session)
                     await self._wire.rollback(self._raw)
-            except Exception as error:  # noqa: BLE001 - whatever it is: a connection in doubt is dropped
-                emit("store.unavailable", error=_text(original(error)))
-                broken = True
-        await self._give_back(connection, broken=broken)
+                sound = True
+        except Exception as error:  # noqa: BLE001 - whatever it is: a connection in doubt is dropped
+            emit("store.unavailable", error=_text(original(error)))
+        finally:
+            await self._give_back(connection, broken=not sound)
 
     async def _give_back(self, connection: JobConnection, *, broken: bool) -> None:
         """Return the connection to its pool, or drop it."""

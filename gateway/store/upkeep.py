@@ -50,7 +50,9 @@ def postpone(dialect: Dialect) -> Script[int]:
     rows = (yield compose(dialect, _AHEAD).rows(Lane.RUN)).rows
     if not rows:
         return 0
-    return (yield compose(dialect, _POSTPONE)([row[0] for row in rows])).count
+    count = (yield compose(dialect, _POSTPONE)([row[0] for row in rows])).count
+    reach("postpone.written")
+    return count
 
 
 def promote(dialect: Dialect, limit: int) -> Script[Moved]:
@@ -82,7 +84,7 @@ def lanes_of(dialect: Dialect, ids: Sequence[str]) -> Script[Lanes]:
 _RELEASE = """UPDATE queue_jobs {force PRIMARY} SET statusid = 1, claimtoken = NULL, startedat = NULL,
  modifiedon = {now}, rowversionstamp = rowversionstamp + 1 WHERE id {any $1} AND claimtoken {any $2}"""
 _MINE = """SELECT id, claimtoken FROM queue_jobs {force ix_queue_jobs_claimed} WHERE statusid = 2 AND claimedby = $1
- AND (startedat IS NULL OR startedat < {later -5.0})"""
+ AND (startedat IS NULL OR startedat < {later $2})"""
 
 
 def release(dialect: Dialect, claims: Sequence[tuple[str, str]]) -> Script[Moved]:
@@ -94,9 +96,11 @@ def release(dialect: Dialect, claims: Sequence[tuple[str, str]]) -> Script[Moved
     return Moved(count, lanes)
 
 
-def forgotten(dialect: Dialect, owner: str, held: Collection[str]) -> Script[list[tuple[str, str]]]:
-    """Return the claims that stand in the owner's name for 5 s, but that it does not know of."""
-    rows = (yield compose(dialect, _MINE).rows(owner)).rows
+def forgotten(
+    dialect: Dialect, owner: str, held: Collection[str], *, older_than: float
+) -> Script[list[tuple[str, str]]]:
+    """Return the claims that stand in the owner's name for so many seconds, but that it does not know of."""
+    rows = (yield compose(dialect, _MINE).rows(owner, -older_than)).rows
     return [(row[0], row[1]) for row in rows if row[1] is not None and row[1] not in held]
 
 

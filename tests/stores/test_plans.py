@@ -78,7 +78,7 @@ VERBS = [
     verb("finish one for good", finishing(Discard("no"), 19), count=1),
     verb("finish fifty", finishing(Completed("{}"), *BATCH), count=50),
     verb("release", lambda d: upkeep.release(d, CLAIMS), count=50),
-    verb("reclaim", lambda d: upkeep.forgotten(d, ME, []), "claimed"),
+    verb("reclaim", lambda d: upkeep.forgotten(d, ME, [], older_than=5.0), "claimed"),
     verb("owners", upkeep.owners, "claimed"),
     verb("rescue", lambda d: upkeep.rescue(d, ME), "claimed", first=[("j19", "t19", 0, "h", None, 0, ME)]),
     verb("rescue the last", lambda d: upkeep.rescue(d, ME), "claimed", first=[("j19", "t19", 9, "h", None, 0, ME)]),

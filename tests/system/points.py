@@ -1,64 +1,52 @@
-"""The named points of the program, and the work that passes all of them."""
+"""The named points of the program: which there are, and how each is reached."""
 
 import re
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal, TypeAlias
 
-import aiohttp
+import pytest
 
-from tests.system.database import Database
-from tests.system.ledger import Violation, judge, read
-from tests.system.process import Admin
-from tests.system.strangers import Client, Receiver
-from tests.system.waiting import until
+Kind: TypeAlias = Literal["sqlite", "postgresql"]
 
-ROOT = Path(__file__).parent.parent.parent
+_ROOT = Path(__file__).parent.parent.parent
+_SOURCES = [path.read_text() for name in ("gateway", "connectors") for path in (_ROOT / name).rglob("*.py")]
+VERBS: Final = frozenset(verb for source in _SOURCES for verb in re.findall(r"\b_run\(\s*\"(\w+)\"", source))
+"""What the store does, each in a transaction of its own, between two points."""
 ALL: Final = frozenset(
-    name
-    for folder in ("gateway", "connectors")
-    for path in (ROOT / folder).rglob("*.py")
-    for name in re.findall(r"\breach\(\"([\w.]+)\"\)", path.read_text())
+    {name for source in _SOURCES for name in re.findall(r"\breach\(\"([\w.]+)\"\)", source)}
+    | {f"{verb}.{moment}" for verb in VERBS for moment in ("start", "committed")}
 )
-ELSEWHERE: Final = {
-    "cancel.written",
-    "enqueue.committed",
-    "enqueue.start",
-    "prune.written",
-    "rescue.written",
-    "release.written",
-    "release.start",
-    "release.committed",
+BY_COMMAND: Final = frozenset({"position.start", "position.committed"})
+"""No running gateway gets there: the command that sets a position is a process of its own, and does nothing else."""
+ELSEWHERE: Final[dict[Kind, frozenset[str]]] = {
+    "sqlite": frozenset({"pool.before_commit", "pool.after_commit", "single.before_commit", "single.after_commit"}),
+    "postgresql": frozenset({"writer.before_commit", "writer.after_commit"}),
 }
-"""Not on the way of a message while all is well: tests of the store's verbs arm these."""
-POINTS: Final = sorted(ALL - ELSEWHERE)
-SELDOM: Final = {"retry.written", "outbox.before_finish", "outbox.after_finish"}
-"""Perhaps passed only once: things go wrong at the first time there, elsewhere at the second."""
-
-MESSAGES: Final = [
-    ("/publish", {"failures": 1}), ("/deferred", {}), ("/effect", {}), ("/plain", {}),
-    ("/flaky", {"failures": 1}), ("/publish", {}), ("/deferred", {}), ("/effect", {}),
-]  # fmt: skip
+"""Points that only the other database has."""
 
 
-async def work(client: Client, admin: Admin) -> None:
-    """Post the messages, and let one job fail, which an operator then gives another attempt."""
-    await client.flood(MESSAGES, clients=4)
-    job_id = await client.post("/flaky", {"failures": 2})
-    await until(lambda: _failed_and_retried(admin, job_id), within=60, what="the failed job was retried", every=0.05)
+def points_of(group: str, database: Kind) -> list[str]:
+    """Return the points whose names begin with that word."""
+    return sorted(name for name in ALL - BY_COMMAND - ELSEWHERE[database] if name.partition(".")[0] == group)
 
 
-async def _failed_and_retried(admin: Admin, job_id: str) -> bool:
-    try:
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(5)) as session:
-            async with session.get(f"{admin.admin}/api/jobs/{job_id}") as response:
-                status = (await response.json())["status"] if response.status == 200 else ""
-            if status == "failed":
-                await session.post(f"{admin.admin}/api/jobs/{job_id}/retry")
-            return bool(status == "completed")
-    except (aiohttp.ClientError, TimeoutError):
-        return False
+def cases(*databases: Kind) -> list[object]:
+    """Return what to parametrize `a_url` and `group` with: each database with each group of its points."""
+    return [
+        pytest.param(
+            database, group, id=f"{database}-{group}", marks=() if database == "sqlite" else pytest.mark.database
+        )
+        for database in databases
+        for group in sorted({name.partition(".")[0] for name in ALL})
+        if points_of(group, database)
+    ]
 
 
-async def verdict(database: Database, client: Client, receiver: Receiver) -> list[Violation]:
-    """Return what the judge finds after that work."""
-    return judge(await read(database, client.accepted, received=receiver.received, children={"example.publish": 2}))
+def route(point: str) -> list[str]:
+    """Return the points to reach in order, so that the last one is reached when it is about something."""
+    group, _, moment = point.partition(".")
+    if group in ("pool", "writer"):
+        return ["finish.written", point]
+    if moment == "committed" and f"{group}.written" in ALL:
+        return [f"{group}.written", point]
+    return [point]

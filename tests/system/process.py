@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import aiohttp
 import yaml
@@ -49,6 +49,17 @@ class Admin:
             return await response.json()
 
 
+class Process(Protocol):
+    """What is needed of a `subprocess.Popen`."""
+
+    @property
+    def pid(self) -> int: ...
+
+    def poll(self) -> int | None: ...
+
+    def wait(self, timeout: float) -> int | None: ...
+
+
 class Gateway(Admin):
     """One instance with an HTTP listener that has a path for each example handler: `/effect`, `/slow`, …
 
@@ -71,7 +82,7 @@ class Gateway(Admin):
         self.web = f"http://127.0.0.1:{free_port()}"
         self.config = folder / f"{name}.yaml"
         self.log = folder / f"{name}.log"
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Process | None = None
         if out is not None:
             others = {"out": {"type": "http", "url": out} if isinstance(out, str) else out, **(others or {})}
         self.config.write_text(yaml.safe_dump(self._settings(database, others or {}, grace, jobs)))

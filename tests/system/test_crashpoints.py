@@ -1,37 +1,43 @@
 """The process dies at each named point, one after the other; what it leaves is put right by the next one."""
 
 import asyncio
-import re
 import signal
 from pathlib import Path
 
 import pytest
 
-from tests.system.points import ALL, ELSEWHERE, VERBS, cases, points_of, route
+from tests.system.points import ALL, BY_COMMAND, ELSEWHERE, VERBS, cases, points_of, route
 from tests.system.scenario import Scenario
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(150)]
 
 GATEWAY = Path(__file__).parent.parent.parent / "gateway"
+SIDES = ("before", "after")
 
 
 def test_every_commit_acknowledgement_and_send_has_its_points() -> None:
-    places = {"finish.start", "finish.committed", "own.start", "own.committed"}
-    commits = {f"{where}.{when}_commit" for where in ("inbox", "own", "pool", "single", "writer") for when in ("before", "after")}
-    sends = {f"outbox.{when}_{what}" for what in ("publish", "finish") for when in ("before", "after")}
-    answers = {"http.before_answer", "http.after_answer"}
-    assert places | commits | sends | answers <= ALL
+    commits = {f"{where}.{when}_commit" for where in ("inbox", "own", "pool", "single", "writer") for when in SIDES}
+    sends = {f"outbox.{when}_{what}" for what in ("publish", "finish") for when in SIDES}
+    answers = {f"http.{when}_answer" for when in SIDES}
+    assert commits | sends | answers <= ALL
     assert {"ingest", "enqueue", "claim", "release", "rescue", "promote", "prune", "cancel", "retry"} <= VERBS
-    assert ELSEWHERE["sqlite"] | ELSEWHERE["postgresql"] < ALL
+    assert {f"{way}.{when}" for way in ("own", "finish") for when in ("start", "committed")} <= ALL
+    assert BY_COMMAND | ELSEWHERE["sqlite"] | ELSEWHERE["postgresql"] < ALL
 
 
 def test_nothing_is_committed_but_between_points() -> None:
-    """Every COMMIT stands between two points, and the store commits nothing but by its verbs and `finish`."""
-    store = GATEWAY / "store"
-    for path in [store / name for name in ("pool.py", "transaction.py", "writer.py")]:
-        (before, after) = re.findall(r"reach\(\"\w+\.before_commit\"\)\n.*(?:commit\(|COMMIT).*\n *(reach\(\"\w+\.after_commit\"\))|$(?!.)()", path.read_text())[0], 1
-        assert before, path
-    assert (store / "store.py").read_text().count("_driver.run(") == 1
+    sources = {path.name: path.read_text().splitlines() for path in GATEWAY.rglob("*.py")}
+    commits = {
+        (name, number)
+        for name, lines in sources.items()
+        for number, line in enumerate(lines)
+        if "wire.commit(" in line or 'connection.execute("COMMIT")' in line
+    }
+    assert {name for name, _ in commits} == {"pool.py", "transaction.py", "writer.py"}
+    for name, number in commits:
+        assert "before_commit" in sources[name][number - 1], name
+        assert "after_commit" in sources[name][number + 1], name
+    assert sum("_driver.run(" in line for line in sources["store.py"]) == 1
 
 
 @pytest.mark.parametrize(("a_url", "group"), cases("sqlite", "postgresql"), indirect=["a_url"])

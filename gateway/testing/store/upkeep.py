@@ -217,6 +217,16 @@ class Upkeep(Suite):
 
         assert await self.claim(store) == []
 
+    async def test_what_a_process_still_holds_when_it_ends_can_be_claimed_at_once(
+        self, database: Database, store: Store
+    ) -> None:
+        job = await self.claim_one(store)
+        await store.close()
+
+        (again,) = await self.claim(await database.open())
+
+        assert (again.id, again.attempt, again.crash_count) == (job.id, 1, 0)
+
     async def test_only_what_this_process_forgot_is_reclaimed(self, database: Database, store: Store) -> None:
         await store.enqueue(jobs(4))
         held, forgotten, others, fresh = await self.claim(store)
