@@ -504,6 +504,20 @@ async def test_a_file_that_was_replaced_is_not_written_to(sqlite_url: str) -> No
     await driver.close()
 
 
+async def test_a_gateway_ends_though_its_file_was_replaced(sqlite_url: str) -> None:
+    driver = await open_driver(sqlite_url)
+    await driver.run(one(Sql(INSTANCES.format(time="TEXT"))))
+    presence = driver.presence(incarnation="a", name="a", version="1", lease=10)
+    await presence.start()
+    path = Path(urlsplit(sqlite_url).path[1:])
+    other = path.with_suffix(".new")
+    sqlite3.connect(other).close()
+    other.replace(path)
+    await presence.stop()
+    assert presence.alive_since is None
+    await driver.close()
+
+
 async def test_a_damaged_file_is_refused(sqlite_url: str) -> None:
     Path(urlsplit(sqlite_url).path[1:]).write_bytes(b"this is no database" * 1000)  # noqa: ASYNC240 - a test may wait
     with pytest.raises(StoreError, match="database"):

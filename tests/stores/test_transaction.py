@@ -12,6 +12,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from gateway.crashpoint import armed, once
 from gateway.errors import (
     CommitUnknown,
     DataRefused,
@@ -375,6 +376,23 @@ async def test_a_handler_cancelled_anywhere_leaves_the_pool_whole(driver: Driver
     found = await numbers(driver)
     assert [n for n in found if n < 1000] == [n - 2000 for n in found if n > 2000], seed
     await handler(driver.transaction(), 500)
+
+
+@pytest.mark.parametrize("point", ["own.before_commit", "own.after_commit"])
+async def test_a_finish_that_is_cancelled_itself_gives_its_connection_back(driver: Driver, point: str) -> None:
+    def cancel() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+
+    transaction = driver.transaction()
+    await (await transaction.connection()).execute(FIRST)
+    with armed(once([point], cancel)), suppress(asyncio.CancelledError):
+        await transaction.finish(outcome, resolve=None)
+    async with asyncio.timeout(2):
+        assert driver.engine.pool.checkedout() == 0
+        await driver.run(script("UPDATE effects SET note = note"))
+    assert await numbers(driver) in ([], [1, 1000])
 
 
 async def test_a_query_that_still_runs_is_dropped_by_rollback(server_database_url: str) -> None:

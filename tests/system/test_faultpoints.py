@@ -3,7 +3,8 @@
 import asyncio
 import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -37,45 +38,67 @@ def fail_at(point: str) -> Callable[[], None]:
     return fail
 
 
-async def face(scenario: Scenario, group: str, point: str, act: Callable[[], None], *, stop: bool = False) -> None:
-    """Do the work while `act` happens at the point. With `stop` the gateway is stopped then; another one goes on."""
+@contextmanager
+def strike(point: str, act: Callable[[], None]) -> Iterator[asyncio.Event]:
+    """Let `act` happen at the point, which must be reached before the block ends. Yields what is set then."""
     loop, happened = asyncio.get_running_loop(), asyncio.Event()
 
-    def strike() -> None:
+    def now() -> None:
         loop.call_soon_threadsafe(happened.set)
         act()
 
-    work = asyncio.create_task(scenario.work(group))
-    try:
-        with armed(once(route(point), strike)):
-            async with Embedded.from_file(scenario.gateway.config):
-                if group == "release":
-                    await scenario.hold()
-                elif stop:
-                    await asyncio.wait_for(happened.wait(), 30)
-                else:
-                    await work
-                    await scenario.database.rest()
-            assert happened.is_set(), f"{point} was not reached"
-        scenario.let_go()
-        if not work.done() or group == "release":
-            async with Embedded.from_file(scenario.gateway.config):
+    with armed(once(route(point), now)):
+        yield happened
+        assert happened.is_set(), f"{point} was not reached"
+
+
+def running(scenario: Scenario) -> Embedded:
+    return Embedded.from_file(scenario.gateway.config)
+
+
+async def survive(scenario: Scenario, group: str, acts: Mapping[str, Callable[[], None]]) -> None:
+    """Do the work once for each point, in one gateway that goes on by itself whatever happens there."""
+    async with running(scenario):
+        for point, act in acts.items():
+            with strike(point, act):
+                await scenario.work(group)
+                await scenario.database.rest()
+            assert await scenario.verdict() == [], point
+
+
+async def hand_over(scenario: Scenario, group: str, acts: Mapping[str, Callable[[], None]]) -> None:
+    """Do the work once for each point, in a gateway that is stopped when it is there, and in the next one."""
+    for point, act in acts.items():
+        async with asyncio.TaskGroup() as tasks:
+            work = tasks.create_task(scenario.work(group))
+            with strike(point, act) as happened:
+                async with running(scenario):
+                    if group == "release":
+                        await scenario.hold()
+                    else:
+                        await asyncio.wait_for(happened.wait(), 30)
+            scenario.let_go()
+            async with running(scenario):
                 await work
                 await scenario.database.rest()
         assert await scenario.verdict() == [], point
-    finally:
-        work.cancel()
 
 
 def kind(url: str) -> Kind:
     return "sqlite" if url.startswith("sqlite") else "postgresql"
 
 
+@pytest.fixture(autouse=True)
+def _often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the store look often for what is to be postponed."""
+    monkeypatch.setattr("gateway.store.store.POSTPONE_SECONDS", 0.05)
+
+
 @pytest.mark.parametrize(("a_url", "group"), cases("sqlite", "postgresql"), indirect=["a_url"])
 async def test_errors_at_these_points_are_survived(a_url: str, tmp_path: Path, group: str) -> None:
+    acts = {point: fail_at(point) for point in points_of(group, kind(a_url))}
     async with Scenario(a_url, tmp_path) as scenario:
-        for point in points_of(group, kind(a_url)):
-            await face(scenario, group, point, fail_at(point))
+        await (hand_over if group == "release" else survive)(scenario, group, acts)
 
 
 def cancel() -> None:
@@ -87,8 +110,7 @@ def cancel() -> None:
 @pytest.mark.parametrize(("a_url", "group"), cases("sqlite", "postgresql"), indirect=["a_url"])
 async def test_cancellations_and_stops_at_these_points_lose_nothing(a_url: str, tmp_path: Path, group: str) -> None:
     async with Scenario(a_url, tmp_path) as scenario:
-        for point in points_of(group, kind(a_url)):
-            await face(scenario, group, point, cancel, stop=True)
+        await hand_over(scenario, group, dict.fromkeys(points_of(group, kind(a_url)), cancel))
 
 
 @pytest.mark.parametrize(("a_url", "group"), cases("sqlite", "postgresql"), indirect=["a_url"])
@@ -102,5 +124,5 @@ async def test_connections_lost_at_these_points_are_survived(a_url: str, tmp_pat
             else:
                 loop.call_soon_threadsafe(scenario.lose_connections)
 
-        for point in points_of(group, kind(a_url)):
-            await face(scenario, group, point, lose)
+        acts = dict.fromkeys(points_of(group, kind(a_url)), lose)
+        await (hand_over if group == "release" else survive)(scenario, group, acts)

@@ -1,13 +1,15 @@
 """A stop loses nothing and costs no attempt."""
 
+import asyncio
 import signal
+import time
 from pathlib import Path
 
 import pytest
 
 from tests.system.database import Database
 from tests.system.process import Gateway, run_for
-from tests.system.strangers import Client
+from tests.system.strangers import Client, Load
 from tests.system.waiting import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
@@ -65,6 +67,24 @@ async def test_a_job_that_outlasts_the_grace_is_released_without_using_an_attemp
             gateway.kill()
         (row,) = await database.rows("SELECT statusid, retrycount FROM queue_jobs")
         assert row == {"statusid": 3, "retrycount": 0}
+
+
+async def test_a_stop_under_load_waits_for_no_client(sqlite_url: str, tmp_path: Path) -> None:
+    async with Database(sqlite_url) as database:
+        gateway = Gateway(tmp_path, sqlite_url, grace=20)
+        await gateway.prepare(database)
+        async with Client(gateway.web) as client:
+            flood = asyncio.create_task(client.flood(Load(("/effect", {})), pause=0))
+            try:
+                gateway.start()
+                await until(lambda: len(client.accepted) > 50, within=30, what="messages come in")
+                started = time.monotonic()
+                assert await gateway.stop() == 0, gateway.tail()
+                assert time.monotonic() - started < 1.5
+            finally:
+                gateway.kill()
+                flood.cancel()
+                await asyncio.gather(flood, return_exceptions=True)
 
 
 async def test_a_second_sigterm_ends_at_once(sqlite_url: str, tmp_path: Path) -> None:
