@@ -22,7 +22,8 @@ GATEWAY = (sys.executable, "-m", "gateway")
 
 HANDLERS = (
     "effect", "deferred", "plain", "publish", "slow", "flaky", "poison", "swallow", "commit", "rollback", "raw_commit",
-    "ddl", "not_a_number", "unserialisable", "system_exit", "interrupt", "stubborn", "blocking", "undecodable",
+    "ddl", "not_a_number", "unserialisable", "system_exit", "interrupt", "stubborn", "blocking", "asleep",
+    "undecodable",
 )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import socket
 import time
 from pathlib import Path
 
@@ -45,9 +46,9 @@ async def test_sigterm_lets_a_running_job_finish(database_url: str, tmp_path: Pa
         assert await status(database, job_id) == 3
 
 
-@pytest.mark.parametrize("path", ["/slow", "/stubborn", "/blocking"])
+@pytest.mark.parametrize(("path", "most"), [("/slow", 2.5), ("/stubborn", 3), ("/asleep", 3), ("/blocking", 7)])
 async def test_a_job_that_outlasts_the_grace_is_released_without_using_an_attempt(
-    sqlite_url: str, tmp_path: Path, path: str
+    sqlite_url: str, tmp_path: Path, path: str, most: float
 ) -> None:
     async with Database(sqlite_url) as database:
         gateway = Gateway(tmp_path, sqlite_url, grace=0.5)
@@ -55,12 +56,13 @@ async def test_a_job_that_outlasts_the_grace_is_released_without_using_an_attemp
         try:
             gateway.start()
             await gateway.ready()
-            job_id = await begin(gateway, database, path, 6)
-            code = await gateway.stop(within=8)
+            job_id = await begin(gateway, database, path, 60)
+            code = await gateway.stop(within=most)
             assert code == 0 or (code == 1 and path == "/blocking"), gateway.tail()
             if path == "/slow":
                 assert await status(database, job_id) in (0, 1)
             assert await database.value("SELECT count(*) FROM effects") == 0
+            await database.execute("UPDATE queue_jobs SET payload = '{\"seconds\": 0.1}'")
             gateway.start()
             await database.rest()
         finally:
@@ -121,4 +123,20 @@ async def test_sigterm_while_it_starts_ends_it(sqlite_url: str, tmp_path: Path, 
     finally:
         gateway.kill()
     assert code in (0, -signal.SIGTERM), gateway.tail()
+    assert "Traceback" not in gateway.tail()
+
+
+@pytest.mark.parametrize("answers", [False, True], ids=["refused", "silent"])
+async def test_sigterm_while_the_database_is_away_ends_it(tmp_path: Path, answers: bool) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        if not answers:
+            server.close()
+        gateway = Gateway(tmp_path, f"postgresql://nobody@127.0.0.1:{port}/none")
+        try:
+            gateway.start()
+            await until(lambda: gateway.answers("/live"), within=30, what="it waits for its database")
+            assert await gateway.stop(within=3) == 0, gateway.tail()
+        finally:
+            gateway.kill()
     assert "Traceback" not in gateway.tail()

@@ -9,7 +9,7 @@ from contextlib import suppress
 from sqlalchemy import insert, text
 from sqlalchemy.exc import DBAPIError
 
-from gateway import Context
+from gateway import Context, PlainContext
 from gateway_example.ledger import effects, row
 
 
@@ -86,6 +86,12 @@ async def blocking(context: Context) -> None:
     """Block the loop for `seconds`, then write."""
     time.sleep(context.message.json()["seconds"])  # noqa: ASYNC251 - the abuse
     await context.session.execute(insert(effects).values(row(context)))
+
+
+def asleep(context: PlainContext) -> None:
+    """Block its thread for `seconds`, then write."""
+    time.sleep(context.message.json()["seconds"])
+    context.session.execute(insert(effects).values(row(context)))
 
 
 async def undecodable(context: Context) -> None:
