@@ -37,9 +37,10 @@ def load_handlers(config: Config) -> dict[str, Handler]:
     wanted = {entry.handler for each in config.connectors.values() for entry in each.inbound} | set(config.handlers)
     found: dict[str, Handler] = {}
     mistakes: list[str] = []
+    known = plugins.installed(plugins.HANDLERS)
     for name in {*plugins.handler_names(config.handlers), *wanted}:
         try:
-            found[name] = Handler.of(name, plugins.handler(name, config.handlers))
+            found[name] = Handler.of(name, plugins.handler(name, config.handlers, known=known))
         except (PluginNotFound, ConfigError) as error:
             if name in wanted:
                 mistakes.append(str(error))

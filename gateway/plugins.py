@@ -23,7 +23,7 @@ HandlerFunction: TypeAlias = Callable[..., Any]
 
 def names(group: str) -> list[str]:
     """Return the names that installed packages register in a group, sorted. Imports none of them."""
-    return sorted(entry_points(group=group).names)
+    return sorted(installed(group).names)
 
 
 def connector_class(name: str) -> type[Connector[Any]]:
@@ -39,30 +39,35 @@ def handler_names(mapped: Mapping[str, str] | None = None) -> list[str]:
     return sorted({*names(HANDLERS), *(mapped or {})})
 
 
-def handler(name: str, mapped: Mapping[str, str] | None = None) -> HandlerFunction:
+def installed(group: str) -> EntryPoints:
+    """Return what installed packages register in a group. Reads the metadata of all of them: call it once for many."""
+    return entry_points(group=group)
+
+
+def handler(name: str, mapped: Mapping[str, str] | None = None, *, known: EntryPoints | None = None) -> HandlerFunction:
     """Return the handler of that name; `mapped` (name to `module:attribute`) goes before the installed ones.
 
-    Reads the metadata of installed packages each time: keep what it returns. Raises `PluginNotFound` if there is
-    none of that name, or it cannot be imported.
+    `known` is what `installed` returned for the handlers, which is read again without. Raises `PluginNotFound` if
+    there is none of that name, or it cannot be imported.
     """
     if mapped and name in mapped:
         target = mapped[name]
         found = _import(target, f"the handler '{name}' ({target}, named in the configuration)")
     else:
-        found = load(HANDLERS, name, also=mapped or ())
+        found = load(HANDLERS, name, also=mapped or (), known=known)
     if not callable(found):
         raise PluginNotFound(f"the handler '{name}' is not callable: {type(found).__name__}")
     return found
 
 
-def load(group: str, name: str, *, also: Iterable[str] = ()) -> object:
+def load(group: str, name: str, *, also: Iterable[str] = (), known: EntryPoints | None = None) -> object:
     """Import what a group registers under a name.
 
     Raises `PluginNotFound` with the nearest name (also among `also`), or the extra to install, when there is none,
     when two packages claim it, and when its import fails in whatever way.
     """
     kind = group.removeprefix("gateway.").removesuffix("s")
-    known = entry_points(group=group)
+    known = installed(group) if known is None else known
     found = {entry.value: entry for entry in known.select(name=name)}
     match list(found.values()):
         case []:

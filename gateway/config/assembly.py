@@ -158,10 +158,11 @@ class Assembly:
                     yield ("connectors", name, "inbound", index), entry
 
     def _import_handlers(self, used: Mapping[str, tuple[Path, Leaf]], mapped: Mapping[str, str]) -> None:
+        known = plugins.installed(plugins.HANDLERS)
         for name, (path, leaf) in used.items():
             if path[0] != "handlers" or name in mapped:
                 try:
-                    plugins.handler(name, mapped)
+                    plugins.handler(name, mapped, known=known)
                 except PluginNotFound as error:
                     self._refuse(path, leaf, str(error))
 

@@ -121,6 +121,8 @@ def _revision(connection: Connection) -> str | None:
 
 def _upgrade(connection: Connection) -> list[str]:
     before = _revision(connection)
+    if before == head():
+        return []  # before Alembic is imported, as at nearly every start
     if before is not None and before > head():
         verify(before)
     if before is None:
