@@ -66,10 +66,15 @@ class Scenario:
             proxy.reset()
 
     async def verdict(self) -> Sequence[Violation]:
-        """Return what the judge finds once all has come to rest."""
+        """Return what the judge finds once all has come to rest, and which jobs lost an attempt to what happened."""
         await self.database.rest()
         received, children = self.receiver.received, {"example.publish": 2}
-        return judge(await read(self.database, self.client.accepted, received=received, children=children))
+        found = judge(await read(self.database, self.client.accepted, received=received, children=children))
+        tried = await self.database.rows(
+            "SELECT id, handler, retrycount FROM queue_jobs WHERE retrycount > 0 AND handler IN"
+            " ('example.effect', 'example.deferred', 'example.plain', 'example.gated')"
+        )
+        return [*found, *(Violation("failed", job["id"], f"{job['handler']} lost an attempt") for job in tried)]
 
     # -- what is left behind by others ---------------------------------------------------------------------------------
 
