@@ -92,6 +92,7 @@ class Executor:
         self._claiming = 0
         self._quiet = asyncio.Event()
         self._quiet.set()
+        self._drained = asyncio.Event()
         self._more = self._nudged = self._draining = self._working = False
         self._low = 0
         self._claimed_at = self._look_at = 0.0
@@ -118,8 +119,7 @@ class Executor:
             try:
                 await self._loop.run()
             finally:
-                if not self._draining:
-                    await self.drain(0.0)
+                await (self._drained.wait() if self._draining else self.drain(0.0))
 
     async def once(self) -> int:
         """Run the jobs of one claim to their end, or if there are none the crash suspects; return how many."""
@@ -142,10 +142,13 @@ class Executor:
             self._committer.give_back(job)
         self._settler.hasten()
         released, abandoned = self._committer.released, self._workers.given_up
-        if not await self._until_quiet(grace):
-            self._workers.stop(LAST_MOMENTS / 4)
-            self._settler.hasten()
-            await self._until_quiet(LAST_MOMENTS)
+        try:
+            if not await self._until_quiet(grace):
+                self._workers.stop(LAST_MOMENTS / 4)
+                self._settler.hasten()
+                await self._until_quiet(LAST_MOMENTS)
+        finally:
+            self._drained.set()
         return Drained(self._committer.released - released, self._workers.given_up - abandoned)
 
     async def _turn(self) -> float:
@@ -291,8 +294,7 @@ class Executor:
         finally:
             watchdog.stop()
             self._workers.close()
-            self._settler.cancel()
             for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(*tasks, self._settler.close(LAST_MOMENTS), return_exceptions=True)
             self._working = False

@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any
 
 from gateway.errors import LeaseLost
@@ -27,7 +28,7 @@ class Settler:
         self._committer = committer
         self._policy = policy
         self._setbacks: dict[str, int] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], Attempt] = {}
         self._resting: dict[asyncio.TimerHandle, QueueJob] = {}
 
     @property
@@ -55,10 +56,18 @@ class Settler:
             self._committer.give_back(job)
         self._resting.clear()
 
-    def cancel(self) -> None:
-        """Stop whatever is still being settled; the leases of those jobs are left to run out."""
-        for task in self._tasks:
+    async def close(self, seconds: float) -> None:
+        """Stop whatever is still being settled; the leases of those jobs are left to run out.
+
+        Their transactions are rolled back, also those that nobody had begun to roll back. Takes `seconds` at most.
+        """
+        unsettled = dict(self._tasks)
+        for task in unsettled:
             task.cancel()
+        over = [attempt.transaction.rollback() for attempt in unsettled.values()]
+        with suppress(TimeoutError):  # what is not over by then is dropped by the transaction's own deadline
+            async with asyncio.timeout(seconds):
+                await asyncio.gather(*unsettled, *over, return_exceptions=True)
 
     def _complete(self, attempt: Attempt, outcome: Completed) -> None:
         effects = attempt.effects
@@ -70,7 +79,7 @@ class Settler:
             deferred=[Deferred(statement, (values,)) for statement, values in effects.deferred],
         )
         if attempt.transaction.opened:
-            self._start(self._commit(attempt, finish))
+            self._start(attempt, self._commit(attempt, finish))
         else:
             self._committer.put(finish)
 
@@ -115,7 +124,7 @@ class Settler:
     def _undo(self, attempt: Attempt, then: Callable[[], None]) -> None:
         """Roll the attempt's own transaction back, if it has one, and go on with `then`."""
         if attempt.transaction.opened:
-            self._start(self._roll_back(attempt, then))
+            self._start(attempt, self._roll_back(attempt, then))
         else:
             then()
 
@@ -127,7 +136,7 @@ class Settler:
             emit("service.error", service="executor", error=error)
         then()
 
-    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+    def _start(self, attempt: Attempt, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[task] = attempt
+        task.add_done_callback(self._tasks.pop)

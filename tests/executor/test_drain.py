@@ -93,6 +93,25 @@ async def test_a_drain_while_the_database_is_away_still_ends_in_time(b, monkeypa
     await asyncio.gather(task, return_exceptions=True)
 
 
+async def test_a_run_that_is_cancelled_as_it_drains_gives_every_transaction_back(b):
+    async def wait(context):
+        await context.session.execute(effect, {"job": context.job.id, "note": context.job.id})
+        opened.set()
+        await asyncio.Event().wait()
+
+    opened = asyncio.Event()
+    b.handlers["h"] = Handler.of("h", wait)
+    (job,) = await enqueue(b, 1)
+    executor = b.executor(workers=1)
+    async with running(executor):
+        await opened.wait()
+        drain = asyncio.create_task(executor.drain(0.1))
+        await asyncio.sleep(0)
+    assert (await drain).released == 1
+    assert b.store.engine.pool.checkedout() == 0
+    assert await statuses(b, [job]) == [JobStatus.QUEUED]
+
+
 async def test_running_leaves_no_task_behind(b):
     b.handlers["h"] = Handler.of("h", note)
     before = asyncio.all_tasks()
