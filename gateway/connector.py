@@ -201,7 +201,7 @@ class Connector(ABC, Generic[ConfigT]):
 
     config_class: ClassVar[type[ConnectorConfig]]
     guarantee: ClassVar[Guarantee] = "at-least-once"
-    """How often a received message is stored: printed at start, by `gateway check` and in `/health`."""
+    """How often a received message is stored, unless the configuration weakens or strengthens that."""
     protocol: ClassVar[str]
     """What stands in a job's `protocol` column."""
     method: ClassVar[str | None] = None
@@ -212,6 +212,11 @@ class Connector(ABC, Generic[ConfigT]):
     def __init__(self, config: ConfigT, *, name: str) -> None:
         self.config = config
         self.name = name
+
+    @classmethod
+    def guarantee_of(cls, config: ConfigT) -> Guarantee:  # noqa: ARG003 - part of the contract
+        """Return the weakest guarantee of the entries: shown at start, by `gateway check` and in `/api/connectors`."""
+        return cls.guarantee
 
     @abstractmethod
     async def run(self, inbox: Inbox) -> None:

@@ -135,7 +135,7 @@ class Services:
                 state=each.state.value,
                 reason=each.reason,
                 since=each.since,
-                guarantee=plugins.connector_class(self._configs[name].type).guarantee,
+                guarantee=plugins.connector_class(self._configs[name].type).guarantee_of(self._configs[name]),
                 listens=getattr(self._configs[name], "listen", None) is not None,
                 counts=asdict(counts.get(name, Conservation())),
             )
@@ -172,7 +172,8 @@ class Services:
 
     def _supervisor(self, name: str, config: ConnectorConfig) -> Supervisor:
         connector = plugins.connector_class(config.type)
-        emit("connector.configured", connector=name, type=config.type, guarantee=connector.guarantee)
+        guarantee = connector.guarantee_of(config)
+        emit("connector.configured", connector=name, type=config.type, guarantee=guarantee)
         for warning in config.warnings():
             emit("connector.warning", connector=name, warning=warning)
 

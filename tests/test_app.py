@@ -9,6 +9,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from connectors.memory import MemoryBroker
+from connectors.mqtt.config import MqttConfig, MqttEntry
 from gateway import ConfigError, Gateway, JobStatus, Message, telemetry
 from gateway.config import parse_config
 from gateway.errors import GatewayError, MigrationError, StoreUnavailable
@@ -158,6 +159,18 @@ async def test_it_says_how_it_is(settings):
         "gateway.stopping",
         "gateway.stopped",
     ]
+
+
+async def test_a_connector_s_guarantee_is_that_of_its_configuration(settings):
+    config = settings()
+    entry = {"topic": "t", "handler": "test.answer", "qos": 0}
+    lossy = MqttConfig(type="mqtt", url=f"mqtt://127.0.0.1:{free_port()}", inbound=[MqttEntry(**entry)])
+    told = []
+    with telemetry.subscribed(lambda event, fields: told.append((event, fields))):
+        async with Gateway.from_config(config.model_copy(update={"connectors": {"floor": lossy}})):
+            _, [listed] = await get(settings.admin + "/api/connectors")
+    assert listed["guarantee"] == "at-most-once"
+    assert ("connector.configured", {"connector": "floor", "type": "mqtt", "guarantee": "at-most-once"}) in told
 
 
 async def _is_connected(admin):

@@ -204,6 +204,7 @@ gateway: {admin: {token: short}}
 database: {url: "sqlite:///jobs.db"}
 connectors:
   web: {type: http, listen: "0.0.0.0:0", inbound: [{path: /a, handler: h, auth: {type: none}}]}
+  floor: {type: mqtt, url: "mqtt://here", inbound: [{topic: t, handler: h, qos: 0}]}
 handlers: {h: "json:dumps"}
 """)
     ran = migrated("check", "--offline", "--config", "gateway.yaml")
@@ -211,6 +212,7 @@ handlers: {h: "json:dumps"}
     assert ran.code == 0
     for text in (
         "at-least-once",
+        "at-most-once",
         "takes messages from anybody",
         "use_redis has no effect",
         "shorter than 16 characters",

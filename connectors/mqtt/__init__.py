@@ -8,7 +8,7 @@ from connectors.mqtt.client import Client, Limits
 from connectors.mqtt.config import MqttConfig
 from connectors.mqtt.messages import Sorter, properties_of, refuse
 from connectors.mqtt.window import Window
-from gateway.connector import Connector, Inbox, StoredPosition
+from gateway.connector import Connector, Guarantee, Inbox, StoredPosition
 from gateway.errors import DeliveryError, Disconnected, StoreError
 from gateway.message import Message
 from gateway.telemetry import emit
@@ -27,6 +27,12 @@ class MqttConnector(Connector[MqttConfig]):
     config_class = MqttConfig
     protocol = "mqtt"
     method = "publish"
+
+    @classmethod
+    def guarantee_of(cls, config: MqttConfig) -> Guarantee:
+        """Return at-most-once if any entry has QoS 0, or if the broker is to forget the session at once."""
+        lossy = any(entry.qos == 0 for entry in config.inbound) or (config.keeps_session and not config.session_expiry)
+        return "at-most-once" if lossy else cls.guarantee
 
     def __init__(self, config: MqttConfig, *, name: str) -> None:
         super().__init__(config, name=name)

@@ -25,7 +25,7 @@ from yarl import URL
 from connectors.signalr.config import SignalrConfig, SignalrEntry
 from connectors.signalr.hub import Hub, connected
 from connectors.signalr.protocol import Event
-from gateway.connector import Connector, Inbox
+from gateway.connector import Connector, Guarantee, Inbox
 from gateway.errors import DeliveryError, Disconnected, ExpressionError, PayloadError, StoreUnavailable
 from gateway.expression import Expression, Scope, parse
 from gateway.message import Message, Position
@@ -45,6 +45,12 @@ class SignalrConnector(Connector[SignalrConfig]):
     protocol = "signalr"
     method = "invoke"
     seekable = True
+
+    @classmethod
+    def guarantee_of(cls, config: SignalrConfig) -> Guarantee:
+        """Return at-least-once if every entry tells or asks the hub what is stored: it sends the rest again."""
+        helped = [entry.acknowledge is not None or entry.resume is not None for entry in config.inbound]
+        return "at-least-once" if helped and all(helped) else cls.guarantee
 
     def __init__(self, config: SignalrConfig, *, name: str) -> None:
         super().__init__(config, name=name)

@@ -94,7 +94,8 @@ async def _database(config: Config) -> AsyncIterator[Finding]:
 async def _connector(name: str, section: ConnectorConfig, *, offline: bool) -> list[Finding]:
     part = f"connectors.{name}"
     kind = plugins.connector_class(section.type)
-    findings = [Finding(part, "ok", f"{section.type}: received messages are stored {kind.guarantee}")]
+    guarantee = kind.guarantee_of(section)
+    findings = [Finding(part, "ok", f"{section.type}: received messages are stored {guarantee}")]
     findings += [Finding(part, "warning", warning) for warning in section.warnings()]
     for index, entry in enumerate(section.inbound):
         if (tried := entry.tried()) is not None:

@@ -5,6 +5,7 @@ import asyncio
 import pytest
 from pydantic import ValidationError
 
+from connectors.mqtt import MqttConnector
 from connectors.mqtt.config import MqttConfig, parse_url
 from connectors.mqtt.topics import overlapping, parse_filter
 from gateway.errors import DeliveryError
@@ -305,6 +306,15 @@ def test_what_weakens_the_guarantee_is_said():
     assert "unencrypted" in said(url="mqtt://far.away", username="u", password="p")
     assert "unencrypted" not in said(username="u", password="p")
     assert "anybody" in said(url="mqtts://a", tls={"verify": False})
+
+
+def test_the_guarantee_is_that_of_the_weakest_entry():
+    def given(*qualities, **keys):
+        inbound = [{"topic": f"t{n}", "handler": "h", "qos": qos} for n, qos in enumerate(qualities)]
+        return MqttConnector.guarantee_of(config(inbound=inbound, **keys))
+
+    assert given() == given(1, 2) == "at-least-once"
+    assert given(0) == given(1, 0) == given(1, session_expiry=0) == "at-most-once"
 
 
 def test_the_session_has_a_name_of_its_own_that_stays():

@@ -5,6 +5,8 @@ import json
 
 import pytest
 
+from connectors.signalr import SignalrConnector
+from connectors.signalr.config import SignalrConfig
 from gateway.inbox import InboxWriter
 from gateway.store import JobFilter
 from gateway.supervisor import ConnectorState, Supervisor
@@ -57,3 +59,16 @@ async def test_every_event_becomes_one_job_however_often_the_connection_is_cut(h
     assert sorted(order) == list(range(EVENTS))
     assert help_ == "acknowledge" or order == list(range(EVENTS))
     assert writer.conservation["hub"].residue == 0
+
+
+def test_with_the_hub_s_help_for_every_event_it_stores_at_least_once():
+    def given(*keys):
+        inbound = [{"event": f"e{n}", "handler": "h", **each} for n, each in enumerate(keys)]
+        return SignalrConnector.guarantee_of(
+            SignalrConfig.model_validate({"type": "signalr", "url": "http://hub", "inbound": inbound})
+        )
+
+    told = {"acknowledge": {"method": "Ack", "id": "body[0]"}}
+    asked = {"resume": {"method": "Since", "position": "body[0]"}}
+    assert given() == given({}) == given(told, {}) == "at-most-once"
+    assert given(told) == given(told, asked) == "at-least-once"
