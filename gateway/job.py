@@ -87,6 +87,7 @@ class NewJob:
     reference_id: str | None = None
     created_by: str | None = None
     ordering_key: str | None = None
+    timeout: int | None = None
     status: JobStatus = JobStatus.PENDING
     error: str | None = None
 
@@ -144,6 +145,8 @@ class QueueJob:
     """`orderingkey`: jobs of one key run one after the other, in order of `seq`; None is no order."""
     progress: Json | None = None
     """`progress`: what the handler last reported, `{"fraction": 0.5, "note": "…"}`."""
+    timeout: int | None = None
+    """`timeout`: seconds this job's handler may take; None: as the handler says."""
 
     @property
     def attempt(self) -> int:
@@ -181,24 +184,56 @@ class JobHistory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
-    """One row of `jobs`: what makes a job again and again."""
+    """One row of `jobs`: what makes a job again and again, at its ticks. Rows by SQL may lack what is optional here."""
 
-    id: str
+    id: str = field(default_factory=new_id)
     name: str
+    """Unique: what YAML, commands and REST call it by."""
     handler: str
     description: str | None = None
-    type: int = 1
+    type: int = JobType.SCHEDULED
+    """`typeid`: System (3) for the gateway's own upkeep; its jobs are of that type too."""
     cron: str | None = None
+    """`cronexpression`: five fields, six with seconds. Either this or `interval`."""
     interval: int | None = None
+    """`intervalseconds`: ticks are `start_at` (else `created_at`) and every so many seconds after it."""
     start_at: datetime | None = None
+    """`startat`: no tick is earlier."""
     end_at: datetime | None = None
+    """`endat`: no tick is later."""
     max_executions: int = 0
+    """`maxexecutions`: no tick once `execution_count` has reached it; 0 is no limit."""
     execution_count: int = 0
+    """`executioncount`: ticks that have made a job."""
     enabled: bool = True
     condition: str | None = None
+    """`condition`: a SELECT or an expression; a tick at which it does not hold makes no job."""
     priority: int = 0
     max_retries: int = 3
     timeout: int = 300
+    """Seconds a job of this schedule may take, whatever its handler says."""
     metadata: Json = field(default_factory=dict)
+    """Goes into the metadata of each job."""
+    time_zone: str | None = None
+    """`timezone`: the IANA name of the zone whose clock the cron fields mean; None is UTC."""
+    gap: str | None = None
+    """What happens to a tick at a local time that the clock leaps over: `run_at_end` (None) or `skip`."""
+    overlap: str | None = None
+    """What happens to a tick at a local time that comes twice: `first` (None) or `both`."""
+    misfire: str | None = None
+    """What becomes of ticks that nobody was there for: `skip`, `once` (None) or `all`."""
+    misfire_limit: int | None = None
+    """`misfirelimit`: how many of them `all` makes up for at most."""
     last_run_at: datetime | None = None
+    """`lastrunat`: the last tick that made a job."""
     next_run_at: datetime | None = None
+    """`nextrunat`: the next tick, as planned; None once there is none, and until a new row was planned."""
+    last_error: str | None = None
+    """`lasterror`: why it makes no jobs, or made none at its last tick; None if all is well."""
+    active: bool = True
+    reference_id: str | None = None
+    created_by: str | None = None
+    created_at: datetime | None = None
+    modified_by: str | None = None
+    modified_at: datetime | None = None
+    row_version: int = 1

@@ -43,6 +43,7 @@ def job_as_json(job: QueueJob, *, payload: bool = True) -> Json:
         "claimedby": job.claimed_by,
         "crashcount": job.crash_count,
         "orderingkey": job.ordering_key,
+        "timeout": job.timeout,
         "progress": job.progress,
     }
     return row | _payload(job.payload) if payload else row

@@ -98,7 +98,7 @@ class Workers:
             self._start(job, handler)
 
     def _start(self, job: QueueJob, handler: Handler) -> None:
-        timeout = handler.options.timeout
+        timeout = handler.options.timeout if job.timeout is None else job.timeout
         attempt = Attempt(
             job,
             handler,

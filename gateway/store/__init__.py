@@ -18,6 +18,7 @@ from gateway.store.values import (
     PositionMove,
     Promotion,
     Rescue,
+    ScheduleFilter,
     SourcePosition,
     Statistics,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "PositionMove",
     "Promotion",
     "Rescue",
+    "ScheduleFilter",
     "SourcePosition",
     "Statistics",
     "Store",

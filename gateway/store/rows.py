@@ -1,4 +1,4 @@
-"""Rows of `queue_jobs` and `job_histories` as values and back.
+"""Rows of all three tables as values, and jobs back.
 
 Reading is total: whatever stands in a row, a value comes of it, so that no row can block the queue.
 """
@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from gateway.errors import PayloadError
-from gateway.job import JobHistory, JobStatus, NewJob, QueueJob
+from gateway.job import JobHistory, JobStatus, NewJob, QueueJob, Schedule
 from gateway.message import Json
 from gateway.store.dialect import Dialect
 
@@ -19,7 +19,7 @@ JOB_COLUMNS = (
     "seq, id, typeid, method, protocol, direction, handler, metadata, payload, payloadencoding, result, statusid,"
     " priority, maxretries, retrycount, scheduledat, startedat, completedat, lasterror, parentjobid, active,"
     " referenceid, createdby, createdon, modifiedby, modifiedon, rowversionstamp, claimtoken, claimedby, crashcount,"
-    " orderingkey, progress"
+    " orderingkey, progress, timeout"
 )
 """What `job_from_row` takes, in this order."""
 
@@ -28,6 +28,14 @@ HISTORY_COLUMNS = (
     " executedby, inputdata, outputdata, metadata"
 )
 """What `history_from_row` takes, in this order."""
+
+SCHEDULE_COLUMNS = (
+    "id, name, handler, description, typeid, cronexpression, intervalseconds, startat, endat, maxexecutions,"
+    " executioncount, enabled, {condition}, priority, maxretries, timeout, metadata, timezone, gap, overlap, misfire,"
+    " misfirelimit, lastrunat, nextrunat, lasterror, active, referenceid, createdby, createdon, modifiedby, modifiedon,"
+    " rowversionstamp"
+)
+"""What `schedule_from_row` takes, in this order; part of a template."""
 
 NEW_COLUMNS = (
     ("id", "text"),
@@ -49,6 +57,7 @@ NEW_COLUMNS = (
     ("referenceid", "text"),
     ("createdby", "text"),
     ("orderingkey", "text"),
+    ("timeout", "integer"),
 )
 """What `new_row` gives, in this order, each with its type in PostgreSQL."""
 
@@ -87,6 +96,7 @@ def job_from_row(dialect: Dialect, row: Sequence[Any]) -> QueueJob:
         crash_count=_number(row[29]),
         ordering_key=_text(row[30]),
         progress=_document(row[31]),
+        timeout=None if row[32] is None else _number(row[32]),
     )
 
 
@@ -107,6 +117,44 @@ def history_from_row(dialect: Dialect, row: Sequence[Any]) -> JobHistory:
         input_data=_text(row[11]),
         output_data=_text(row[12]),
         metadata=_document(row[13]),
+    )
+
+
+def schedule_from_row(dialect: Dialect, row: Sequence[Any]) -> Schedule:
+    """Return the schedule of a row of `SCHEDULE_COLUMNS`."""
+    return Schedule(
+        id=str(row[0]),
+        name=str(row[1]),
+        handler=_text(row[2]) or "",
+        description=_text(row[3]),
+        type=_number(row[4]),
+        cron=_text(row[5]),
+        interval=None if row[6] is None else _number(row[6]),
+        start_at=_time(dialect, row[7]),
+        end_at=_time(dialect, row[8]),
+        max_executions=_number(row[9]),
+        execution_count=_number(row[10]),
+        enabled=bool(row[11]),
+        condition=_text(row[12]),
+        priority=_number(row[13]),
+        max_retries=_number(row[14]),
+        timeout=_number(row[15]),
+        metadata=_document(row[16]) or {},
+        time_zone=_text(row[17]),
+        gap=_text(row[18]),
+        overlap=_text(row[19]),
+        misfire=_text(row[20]),
+        misfire_limit=None if row[21] is None else _number(row[21]),
+        last_run_at=_time(dialect, row[22]),
+        next_run_at=_time(dialect, row[23]),
+        last_error=_text(row[24]),
+        active=bool(row[25]),
+        reference_id=_text(row[26]),
+        created_by=_text(row[27]),
+        created_at=_time(dialect, row[28]),
+        modified_by=_text(row[29]),
+        modified_at=_time(dialect, row[30]),
+        row_version=_number(row[31]),
     )
 
 
@@ -145,6 +193,7 @@ def new_row(dialect: Dialect, job: NewJob, now: datetime | None) -> tuple[Any, .
         job.reference_id,
         job.created_by,
         job.ordering_key,
+        job.timeout,
     )
 
 

@@ -6,10 +6,10 @@ A template has PostgreSQL's numbered parameters, in any order and repeated, and 
 |---|---|
 | `{now}` `{skip_locked}` | as in `Dialect` |
 | `{later $1}` `{age column}` `{held column}` | as in `Dialect` (`held`: `lock_held`) |
-| `{partition}` | the column of that name, a reserved word in MySQL |
+| `{partition}` `{condition}` | the column of that name, a reserved word in MySQL |
 | `{force index}` | the index MySQL must use, whose statistics may be minutes behind; nothing elsewhere |
 | `{any $1}` | `= ANY($1)` and its likes: the parameter is a collection of texts |
-| `{text $1}` `{number $1}` `{real $1}` | the parameter, where PostgreSQL cannot infer its type |
+| `{text $1}` `{number $1}` `{real $1}` `{time $1}` | the parameter, where PostgreSQL cannot infer its type |
 """
 
 import json
@@ -24,7 +24,7 @@ from gateway.store.script import Sql
 
 _WORD = re.compile(r"\{(\w+)(?: ([^}]*))?\}")
 _PARAMETER = re.compile(r"\$(\d+)")
-_CASTS = {"text": "text", "number": "bigint", "real": "double precision"}
+_CASTS = {"text": "text", "number": "bigint", "real": "double precision", "time": "timestamp"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +79,7 @@ def _word(dialect: Dialect, name: str, argument: str) -> str:
         "held": lambda: dialect.lock_held(argument),
         "any": lambda: _any(dialect, argument),
         "partition": lambda: "`partition`" if dialect.name == "mysql" else "partition",
+        "condition": lambda: "`condition`" if dialect.name == "mysql" else "condition",
         "force": lambda: f"FORCE INDEX ({argument})" if dialect.name == "mysql" else "",
     }
     return words[name]()

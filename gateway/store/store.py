@@ -26,22 +26,15 @@ from gateway.store.insert import insert_jobs
 from gateway.store.migrate import check_version
 from gateway.store.opening import open_driver
 from gateway.store.rows import encode_document, needs_clock
-from gateway.store.script import T
+from gateway.store.timetable import Timetable
 from gateway.store.values import Arrival, Finish, Lane, PositionMove, Promotion, Rescue, SourcePosition
-from gateway.store.views import Views
-from gateway.store.wire import Make
 from gateway.store.within import Caller, enqueue_within
 from gateway.telemetry import emit
 
-OnReady = Callable[[set[str]], None]
 POSTPONE_SECONDS = 1.0
 """How often rows inserted by hand for a later time are looked for."""
 LEAVE_SECONDS = 1.0
 """How long the last jobs in this process's name may take to be given back as it ends."""
-
-
-def _nobody(_lanes: set[str]) -> None:
-    """Wake nobody."""
 
 
 async def _verify(driver: Driver, seconds: float) -> None:
@@ -52,7 +45,7 @@ async def _verify(driver: Driver, seconds: float) -> None:
         raise StoreUnavailable(f"cannot read the schema's version: {error}") from error
 
 
-class Store(Views):
+class Store(Timetable):
     """One database, opened by one process. `on_ready` is called on the loop, after a commit, with the lanes it filled.
 
     Cancelling a verb leaves no transaction open; whether a COMMIT already sent took effect is then not known.
@@ -61,10 +54,8 @@ class Store(Views):
     def __init__(self, driver: Driver, presence: Presence | None, *, incarnation: str, lease: float) -> None:
         self.incarnation = incarnation
         """`<instance>/<uuid4>`: in `claimedby` and `executedby`."""
-        self.on_ready: OnReady = _nobody
         super().__init__(driver, lease=lease)
         self._presence = presence
-        self._cursors: dict[str, Cursor] = {}
         self._watch = upkeep.Watch(incarnation, lease, alone=driver.dialect.name == "sqlite")
         self._postponed = 0.0
 
@@ -181,7 +172,7 @@ class Store(Views):
         """
         if limit < 1 or (handlers is not None and not handlers):
             return []
-        cursor = self._cursors.setdefault(lane, Cursor())
+        cursor = self._cursors[lane]
         after = cursor.start()
         claim = Claim(lane, limit, handlers, new_token(), self.incarnation)
         jobs = await self._claim(claim, after)
@@ -303,13 +294,6 @@ class Store(Views):
         """Tell the other processes that there is work. Cheap, and never one message per row."""
         self._driver.notify()
 
-    async def _run(self, verb: str, make: Make[T], *, retry: bool = False, single: bool = False) -> T:
-        """Run a verb's script between its two named points."""
-        reach(f"{verb}.start")
-        value = await self._driver.run(make, retry=retry, single=single)
-        reach(f"{verb}.committed")
-        return value
-
     async def _leave(self) -> None:
         """Give back what a claim or a release that was cancelled has left in this process's name."""
         try:
@@ -337,28 +321,3 @@ class Store(Views):
                 self._ready(finish.outgoing)
             elif isinstance(finish.outcome, Retry):
                 self._wake({Lane.DUE})
-
-    def _ready(self, jobs: Sequence[NewJob]) -> None:
-        """Tell who waits, and look at the front again if a job belongs before where claiming has got to."""
-        lanes = set[str]()
-        for job in jobs:
-            if job.delay > 0 or job.scheduled_at is not None:
-                lanes.add(Lane.DUE)
-            if job.delay <= 0 and not job.status.final:
-                lane = Lane.of(job)
-                lanes.add(lane)
-                cursor = self._cursors.get(lane)
-                if cursor is not None and -job.priority < cursor.place[0]:
-                    cursor.rewind()
-        self._wake(lanes)
-
-    def _wake(self, lanes: set[str]) -> None:
-        if lanes:
-            self.on_ready(lanes)
-            self._driver.notify()
-
-    def _moved(self, lanes: set[str]) -> None:
-        """Rows have come back that may stand before where claiming has got to."""
-        for lane in lanes & self._cursors.keys():
-            self._cursors[lane].rewind()
-        self._wake(lanes)

@@ -7,6 +7,8 @@ How each database finds jobs without a sort, and without touching a finished one
 - due: `dueat <= now`; NULL unless Retrying or Scheduled; a row without `scheduledat` is due since 1970
 - in order: an earlier row with `waitingkey` = this one's `orderingkey`; NULL once final or inactive
 - claimed: `statusid = 2 AND claimedby = …`
+
+and schedules: `wakeat <= now`; NULL once one has no more ticks, and long ago when its definition was changed.
 """
 
 from typing import Any
@@ -35,6 +37,7 @@ from sqlalchemy import (
 from sqlalchemy.sql.elements import ColumnElement
 
 from gateway.store.columns import MYSQL, PerDatabase, Sequence, Time, digest, document, exact, long_text
+from gateway.store.definition import EPOCH, wake_at
 
 metadata = MetaData()
 
@@ -65,11 +68,8 @@ _READY_LANE = PerDatabase(
     ),
 )
 _DUE = "CASE WHEN active AND statusid IN (5, 7) THEN coalesce(scheduledat, {epoch}) END"
-_DUE_AT = PerDatabase(
-    sqlite=_DUE.format(epoch="'1970-01-01 00:00:00.000000'"),
-    postgresql=_DUE.format(epoch="TIMESTAMP '1970-01-01 00:00:00'"),
-    mysql=_DUE.format(epoch="TIMESTAMP'1970-01-01 00:00:00'"),
-)
+_DUE_AT = PerDatabase(**{name: _DUE.format(epoch=epoch) for name, epoch in EPOCH.items()})
+_WAKE_AT = PerDatabase(**{name: wake_at(name) for name in EPOCH})
 _READY_ORDER = "CASE WHEN active AND statusid IN (0, 1) THEN -priority END"
 _WAITING_KEY = "CASE WHEN active AND statusid NOT IN (3, 4, 6) THEN orderingkey END"
 
@@ -160,6 +160,7 @@ queue_jobs = Table(
     _number("crashcount", "crash_count"),
     Column("orderingkey", exact(255), key="ordering_key"),
     Column("progress", Text),
+    Column("timeout", Integer),
     _generated("readylane", "ready_lane", exact(255), _READY_LANE),
     _generated("readyorder", "ready_order", BigInteger, _READY_ORDER),
     _generated("dueat", "due_at", Time, _DUE_AT),
@@ -230,10 +231,30 @@ jobs = Table(
     Column("lastrunat", Time, key="last_run_at"),
     Column("nextrunat", Time, key="next_run_at"),
     *_audit(),
+    Column("timezone", String(64), key="time_zone"),
+    Column("gap", String(20)),
+    Column("overlap", String(20)),
+    Column("misfire", String(20)),
+    Column("misfirelimit", Integer, key="misfire_limit"),
+    Column("lasterror", Text, key="last_error"),
+    Column("configured", exact(64)),
+    Column("planned", exact(500)),
+    _generated("wakeat", "wake_at", Time, _WAKE_AT),
     PrimaryKeyConstraint("id"),
     UniqueConstraint("name", name="uq_jobs_name"),
     *_readable("startat", "endat", "nextrunat"),
-    Index("ix_jobs_nextrunat", "next_run_at"),
+    *_where("ix_jobs_wakeat", "wake_at", condition="wakeat IS NOT NULL"),
+    **_INNODB,
+)
+
+schedule_ticks = Table(
+    "schedule_ticks",
+    metadata,
+    Column("scheduleid", exact(255), key="schedule_id", nullable=False),
+    Column("tick", Time, nullable=False),
+    Column("jobid", exact(255), key="job_id", nullable=False),
+    PrimaryKeyConstraint("schedule_id", "tick"),
+    Index("ix_schedule_ticks_tick", "tick"),
     **_INNODB,
 )
 

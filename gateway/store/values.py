@@ -20,6 +20,8 @@ class Lane:
 
     DUE = "due"
     """No lane to claim from: a job will be ready later, so when to promote next may have changed."""
+    PLAN = "plan"
+    """No lane to claim from: a schedule was changed."""
 
     @staticmethod
     def send(connector: str) -> str:
@@ -118,6 +120,16 @@ class JobFilter:
     parent_id: str | None = None
     before: int | None = None
     limit: int = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScheduleFilter:
+    """Which schedules to list, in order of name. `after` is the name of the last one of the page before."""
+
+    enabled: bool | None = None
+    handler: str | None = None
+    after: str | None = None
+    limit: int = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

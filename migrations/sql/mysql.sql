@@ -40,6 +40,7 @@ CREATE TABLE IF NOT EXISTS queue_jobs (
     crashcount INTEGER DEFAULT 0 NOT NULL,
     orderingkey VARCHAR(255) COLLATE utf8mb4_bin,
     progress TEXT,
+    timeout INTEGER,
     readylane VARCHAR(255) COLLATE utf8mb4_bin GENERATED ALWAYS AS (CASE WHEN active AND statusid IN (0, 1) THEN CASE
  WHEN handler = 'gateway.publish' THEN concat('send:', substr(coalesce(nullif(json_unquote(json_extract(metadata, '$.connector')), 'null'), ''), 1, 250))
  WHEN crashcount >= 2 THEN 'alone' ELSE 'run' END END) STORED,
@@ -113,9 +114,27 @@ CREATE TABLE IF NOT EXISTS jobs (
     modifiedby VARCHAR(255),
     modifiedon DATETIME(6) DEFAULT (utc_timestamp(6)) ON UPDATE CURRENT_TIMESTAMP(6) NOT NULL,
     rowversionstamp INTEGER DEFAULT 1 NOT NULL,
+    timezone VARCHAR(64),
+    gap VARCHAR(20),
+    overlap VARCHAR(20),
+    misfire VARCHAR(20),
+    misfirelimit INTEGER,
+    lasterror TEXT,
+    configured VARCHAR(64) COLLATE utf8mb4_bin,
+    planned VARCHAR(500) COLLATE utf8mb4_bin,
+    wakeat DATETIME(6) GENERATED ALWAYS AS (CASE planned WHEN concat_ws('|', active, enabled, (maxexecutions <= 0 OR executioncount < maxexecutions), coalesce(timezone, ''), coalesce(gap, ''), coalesce(overlap, ''), coalesce(misfire, ''), coalesce(cronexpression, ''), coalesce(misfirelimit, ''), coalesce(intervalseconds, ''), coalesce(startat, ''), coalesce(endat, '')) THEN coalesce(nextrunat, TIMESTAMP'1970-01-01 00:00:00')
+ WHEN concat(concat_ws('|', active, enabled, (maxexecutions <= 0 OR executioncount < maxexecutions), coalesce(timezone, ''), coalesce(gap, ''), coalesce(overlap, ''), coalesce(misfire, ''), coalesce(cronexpression, ''), coalesce(misfirelimit, ''), coalesce(intervalseconds, ''), coalesce(startat, ''), coalesce(endat, '')), ' never') THEN NULL ELSE TIMESTAMP'1970-01-01 00:00:00' END) STORED,
     PRIMARY KEY (id),
     CONSTRAINT uq_jobs_name UNIQUE (name),
-    KEY ix_jobs_nextrunat (nextrunat)
+    KEY ix_jobs_wakeat (wakeat)
+) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COLLATE=utf8mb4_unicode_ci;
+
+CREATE TABLE IF NOT EXISTS schedule_ticks (
+    scheduleid VARCHAR(255) COLLATE utf8mb4_bin NOT NULL,
+    tick DATETIME(6) NOT NULL,
+    jobid VARCHAR(255) COLLATE utf8mb4_bin NOT NULL,
+    PRIMARY KEY (scheduleid, tick),
+    KEY ix_schedule_ticks_tick (tick)
 ) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COLLATE=utf8mb4_unicode_ci;
 
 CREATE TABLE IF NOT EXISTS gateway_instances (

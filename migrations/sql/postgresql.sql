@@ -45,6 +45,7 @@ CREATE TABLE queue_jobs (
     crashcount INTEGER DEFAULT 0 NOT NULL,
     orderingkey VARCHAR(255),
     progress TEXT,
+    timeout INTEGER,
     readylane VARCHAR(255) GENERATED ALWAYS AS (CASE WHEN active AND statusid IN (0, 1) THEN CASE
  WHEN handler = 'gateway.publish' THEN 'send:' || substr(coalesce(metadata ->> 'connector', ''), 1, 250)
  WHEN crashcount >= 2 THEN 'alone' ELSE 'run' END END) STORED,
@@ -132,14 +133,33 @@ CREATE TABLE jobs (
     modifiedby VARCHAR(255),
     modifiedon TIMESTAMP WITHOUT TIME ZONE DEFAULT (now() AT TIME ZONE 'utc') NOT NULL,
     rowversionstamp INTEGER DEFAULT 1 NOT NULL,
+    timezone VARCHAR(64),
+    gap VARCHAR(20),
+    overlap VARCHAR(20),
+    misfire VARCHAR(20),
+    misfirelimit INTEGER,
+    lasterror TEXT,
+    configured VARCHAR(64),
+    planned VARCHAR(500),
+    wakeat TIMESTAMP WITHOUT TIME ZONE GENERATED ALWAYS AS (CASE planned WHEN active::text || '|' || enabled::text || '|' || (maxexecutions <= 0 OR executioncount < maxexecutions)::text || '|' || coalesce(timezone, '') || '|' || coalesce(gap, '') || '|' || coalesce(overlap, '') || '|' || coalesce(misfire, '') || '|' || coalesce(cronexpression, '') || '|' || coalesce(misfirelimit::text, '') || '|' || coalesce(intervalseconds::text, '') || '|' || coalesce(extract(epoch FROM startat)::text, '') || '|' || coalesce(extract(epoch FROM endat)::text, '') THEN coalesce(nextrunat, TIMESTAMP '1970-01-01 00:00:00')
+ WHEN active::text || '|' || enabled::text || '|' || (maxexecutions <= 0 OR executioncount < maxexecutions)::text || '|' || coalesce(timezone, '') || '|' || coalesce(gap, '') || '|' || coalesce(overlap, '') || '|' || coalesce(misfire, '') || '|' || coalesce(cronexpression, '') || '|' || coalesce(misfirelimit::text, '') || '|' || coalesce(intervalseconds::text, '') || '|' || coalesce(extract(epoch FROM startat)::text, '') || '|' || coalesce(extract(epoch FROM endat)::text, '') || ' never' THEN NULL ELSE TIMESTAMP '1970-01-01 00:00:00' END) STORED,
     PRIMARY KEY (id),
     CONSTRAINT uq_jobs_name UNIQUE (name)
 );
 
-CREATE INDEX ix_jobs_nextrunat ON jobs (nextrunat);
+CREATE INDEX ix_jobs_wakeat ON jobs (wakeat) WHERE wakeat IS NOT NULL;
 
 CREATE TRIGGER update_jobs_modifiedon BEFORE UPDATE ON jobs FOR EACH ROW
  WHEN (NEW.modifiedon IS NOT DISTINCT FROM OLD.modifiedon) EXECUTE FUNCTION update_modifiedon_column();
+
+CREATE TABLE schedule_ticks (
+    scheduleid VARCHAR(255) NOT NULL,
+    tick TIMESTAMP WITHOUT TIME ZONE NOT NULL,
+    jobid VARCHAR(255) NOT NULL,
+    PRIMARY KEY (scheduleid, tick)
+);
+
+CREATE INDEX ix_schedule_ticks_tick ON schedule_ticks (tick);
 
 CREATE TABLE gateway_instances (
     id VARCHAR(255) NOT NULL,

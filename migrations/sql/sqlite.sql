@@ -42,6 +42,7 @@ CREATE TABLE queue_jobs (
     crashcount INTEGER DEFAULT 0 NOT NULL,
     orderingkey VARCHAR(255),
     progress TEXT,
+    timeout INTEGER,
     readylane VARCHAR(255) GENERATED ALWAYS AS (CASE WHEN active AND statusid IN (0, 1) THEN CASE
  WHEN handler = 'gateway.publish' THEN 'send:' || substr(coalesce(CASE WHEN json_valid(metadata) THEN json_extract(metadata, '$.connector') END, ''), 1, 250)
  WHEN crashcount >= 2 THEN 'alone' ELSE 'run' END END) STORED,
@@ -131,6 +132,16 @@ CREATE TABLE jobs (
     modifiedby VARCHAR(255),
     modifiedon TEXT DEFAULT (strftime('%Y-%m-%d %H:%M:%f000', 'now')) NOT NULL,
     rowversionstamp INTEGER DEFAULT 1 NOT NULL,
+    timezone VARCHAR(64),
+    gap VARCHAR(20),
+    overlap VARCHAR(20),
+    misfire VARCHAR(20),
+    misfirelimit INTEGER,
+    lasterror TEXT,
+    configured VARCHAR(64),
+    planned VARCHAR(500),
+    wakeat TEXT GENERATED ALWAYS AS (CASE planned WHEN active || '|' || enabled || '|' || (maxexecutions <= 0 OR executioncount < maxexecutions) || '|' || coalesce(timezone, '') || '|' || coalesce(gap, '') || '|' || coalesce(overlap, '') || '|' || coalesce(misfire, '') || '|' || coalesce(cronexpression, '') || '|' || coalesce(misfirelimit, '') || '|' || coalesce(intervalseconds, '') || '|' || coalesce(startat, '') || '|' || coalesce(endat, '') THEN coalesce(nextrunat, '1970-01-01 00:00:00.000000')
+ WHEN active || '|' || enabled || '|' || (maxexecutions <= 0 OR executioncount < maxexecutions) || '|' || coalesce(timezone, '') || '|' || coalesce(gap, '') || '|' || coalesce(overlap, '') || '|' || coalesce(misfire, '') || '|' || coalesce(cronexpression, '') || '|' || coalesce(misfirelimit, '') || '|' || coalesce(intervalseconds, '') || '|' || coalesce(startat, '') || '|' || coalesce(endat, '') || ' never' THEN NULL ELSE '1970-01-01 00:00:00.000000' END) STORED,
     PRIMARY KEY (id),
     CONSTRAINT uq_jobs_name UNIQUE (name),
     CONSTRAINT "startat_is_like_2030-12-31 23:59:59" CHECK (startat GLOB '????-??-?? ??:??:??*'),
@@ -138,11 +149,20 @@ CREATE TABLE jobs (
     CONSTRAINT "nextrunat_is_like_2030-12-31 23:59:59" CHECK (nextrunat GLOB '????-??-?? ??:??:??*')
 );
 
-CREATE INDEX ix_jobs_nextrunat ON jobs (nextrunat);
+CREATE INDEX ix_jobs_wakeat ON jobs (wakeat) WHERE wakeat IS NOT NULL;
 
 CREATE TRIGGER update_jobs_modifiedon AFTER UPDATE ON jobs FOR EACH ROW
  WHEN NEW.modifiedon IS OLD.modifiedon BEGIN UPDATE jobs
  SET modifiedon = strftime('%Y-%m-%d %H:%M:%f000', 'now') WHERE rowid = NEW.rowid; END;
+
+CREATE TABLE schedule_ticks (
+    scheduleid VARCHAR(255) NOT NULL,
+    tick TEXT NOT NULL,
+    jobid VARCHAR(255) NOT NULL,
+    PRIMARY KEY (scheduleid, tick)
+);
+
+CREATE INDEX ix_schedule_ticks_tick ON schedule_ticks (tick);
 
 CREATE TABLE gateway_instances (
     id VARCHAR(255) NOT NULL,

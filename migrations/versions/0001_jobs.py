@@ -73,6 +73,25 @@ WORDS = {
     },
 }
 
+# What makes a schedule another one, as text that is the same in every session.
+FLAGS = ("active", "enabled", "(maxexecutions <= 0 OR executioncount < maxexecutions)")
+TEXTS = ("timezone", "gap", "overlap", "misfire", "cronexpression")
+NUMBERS = ("misfirelimit", "intervalseconds")
+TIMES = ("startat", "endat")
+
+
+def definition(number: str, time: str) -> list[str]:
+    values = [*TEXTS, *(number.format(name) for name in NUMBERS), *(time.format(name) for name in TIMES)]
+    return [number.format(flag) for flag in FLAGS] + [f"coalesce({value}, '')" for value in values]
+
+
+DEFINITION = {
+    "sqlite": " || '|' || ".join(definition("{}", "{}")),
+    "postgresql": " || '|' || ".join(definition("{}::text", "extract(epoch FROM {})::text")),
+    "mysql": f"concat_ws('|', {', '.join(definition('{}', '{}'))})",
+}
+ENDED = {"sqlite": "{} || ' never'", "postgresql": "{} || ' never'", "mysql": "concat({}, ' never')"}
+
 AUDIT = """active BOOLEAN DEFAULT {true} NOT NULL,
     referenceid VARCHAR(255),
     createdby VARCHAR(255),
@@ -109,6 +128,7 @@ TABLES = {
     crashcount INTEGER DEFAULT 0 NOT NULL,
     orderingkey VARCHAR(255){exact},
     progress TEXT,
+    timeout INTEGER,
     readylane VARCHAR(255){exact} GENERATED ALWAYS AS (CASE WHEN active AND statusid IN (0, 1) THEN CASE
  WHEN handler = 'gateway.publish' THEN {send}
  WHEN crashcount >= 2 THEN 'alone' ELSE 'run' END END) STORED,
@@ -157,8 +177,23 @@ TABLES = {
     lastrunat {time},
     nextrunat {time},
     {audit}
+    timezone VARCHAR(64),
+    gap VARCHAR(20),
+    overlap VARCHAR(20),
+    misfire VARCHAR(20),
+    misfirelimit INTEGER,
+    lasterror TEXT,
+    configured VARCHAR(64){exact},
+    planned VARCHAR(500){exact},
+    wakeat {time} GENERATED ALWAYS AS (CASE planned WHEN {definition} THEN coalesce(nextrunat, {epoch})
+ WHEN {ended} THEN NULL ELSE {epoch} END) STORED,
     PRIMARY KEY (id),
     CONSTRAINT uq_jobs_name UNIQUE (name)""",
+    "schedule_ticks": """
+    scheduleid VARCHAR(255){exact} NOT NULL,
+    tick {time} NOT NULL,
+    jobid VARCHAR(255){exact} NOT NULL,
+    PRIMARY KEY (scheduleid, tick)""",
     "gateway_instances": """
     id VARCHAR(255){exact} NOT NULL,
     name VARCHAR(255){exact} NOT NULL,
@@ -197,7 +232,8 @@ INDEXES = (
     ("queue_jobs", "claimed", "claimedby", "statusid = 2"),
     ("job_histories", "jobid", "jobid", None),
     ("job_histories", "startedat", "startedat", None),
-    ("jobs", "nextrunat", "nextrunat", None),
+    ("jobs", "wakeat", "wakeat", "wakeat IS NOT NULL"),
+    ("schedule_ticks", "tick", "tick", None),
     ("inbound_dedupe", "expiresat", "expiresat", None),
 )
 # SQLite takes any text for a time; one that does not sort like the others would never come due.
@@ -225,6 +261,8 @@ def upgrade() -> None:
     dialect = op.get_context().dialect.name
     words = dict(WORDS[dialect])
     words["audit"] = AUDIT.format(**words)
+    words["definition"] = DEFINITION[dialect]
+    words["ended"] = ENDED[dialect].format(DEFINITION[dialect])
     if dialect == "postgresql":
         op.execute(TOUCH_FUNCTION)
     for table, body in TABLES.items():
