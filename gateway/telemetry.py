@@ -23,6 +23,7 @@ call only and logged. No event carries a payload or a secret.
 | `connector.configured` | `connector`, `type`, `guarantee` |
 | `connector.warning` | `connector`, `warning` (what is allowed but dangerous) |
 | `store.unavailable` | `error` |
+| `store.pooled` | (a pooler stands before the database: leases instead of session locks, polling instead of LISTEN) |
 | `store.weak` | `reason` (a setting of the database by which a commit may not last) |
 | `service.error` | `service`, `error` |
 | `gateway.waiting` | `error` (the database cannot be reached yet) |

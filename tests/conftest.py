@@ -15,10 +15,12 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
 from tests.databases import fresh_database
+from tests.pgbouncer import PgBouncer
 from tests.services import NAMES, Server, ServiceMissing, make
 
 SHARED = "GATEWAY_TEST_SERVICES"
@@ -100,6 +102,20 @@ def sqlite_url(tmp_path: Path) -> str:
 def postgresql_url() -> Iterator[str]:
     with fresh_database(server_url("postgresql")) as url:
         yield url
+
+
+@pytest.fixture
+def pgbouncer_url(postgresql_url: str) -> Iterator[str]:
+    """A fresh PostgreSQL database, reached through a PgBouncer of the test's own."""
+    try:
+        pooler = PgBouncer(postgresql_url)
+    except ServiceMissing as reason:
+        missing(str(reason))
+        raise
+    try:
+        yield f"{pooler.start().url}/{urlsplit(postgresql_url).path.strip('/')}"
+    finally:
+        pooler.remove()
 
 
 @pytest.fixture

@@ -190,8 +190,12 @@ def _engine(url: str, lock_timeout: float) -> AsyncEngine:
     address = engine_url(url)
     timeout = {"mysql": {"connect_timeout": _CONNECT_SECONDS}, "sqlite": {"timeout": lock_timeout}}
     arguments: dict[str, Any] = timeout.get(address.get_backend_name(), {"timeout": _CONNECT_SECONDS})
-    if address.get_backend_name() == "postgresql" and (secure := tls(address)) is not None:
-        arguments["ssl"] = secure
+    if address.get_backend_name() == "postgresql":
+        from gateway.store.link import UNNAMED
+
+        arguments.update(UNNAMED)
+        if (secure := tls(address)) is not None:
+            arguments["ssl"] = secure
     address = address.difference_update_query(["sslmode", "sslrootcert"])
     engine = create_async_engine(address, poolclass=NullPool, connect_args=arguments)
     if address.get_backend_name() == "sqlite":

@@ -3,13 +3,12 @@
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Protocol
 from uuid import uuid4
 
 from gateway.errors import StoreError
-from gateway.store.pool import Pool
 from gateway.store.script import Script, Sql
-from gateway.store.wire import drive
+from gateway.store.wire import Make
 from gateway.telemetry import emit
 
 CHANNEL = "gateway_jobs"
@@ -17,11 +16,18 @@ QUIET = 0.005
 """Seconds in which all calls of `ring` become one message."""
 
 
+class Run(Protocol):
+    """`Driver.run`."""
+
+    def __call__(self, make: Make[None], *, single: bool = False) -> Awaitable[None]:
+        """Run a script as a transaction of its own."""
+
+
 class Bell:
     """Rings at the other processes, and hears them. Its connection is made again for ever."""
 
-    def __init__(self, connect: Callable[[], Awaitable[Any]], *, seconds: float) -> None:
-        self._connect, self._seconds = connect, seconds
+    def __init__(self, connect: Callable[[], Awaitable[Any]], run: Run, *, seconds: float) -> None:
+        self._connect, self._run, self._seconds = connect, run, seconds
         self._me = str(uuid4())
         self._hearing: asyncio.Task[None] | None = None
         self._ringing: asyncio.Task[None] | None = None
@@ -31,10 +37,10 @@ class Bell:
         """Call `callback` for every ring of another process, and after each reconnect."""
         self._hearing = asyncio.get_running_loop().create_task(self._hear(callback))
 
-    def ring(self, pool: Pool) -> None:
+    def ring(self) -> None:
         """Ring soon. Costs nothing while a ring is under way already."""
         if self._ringing is None or self._ringing.done():
-            self._ringing = asyncio.get_running_loop().create_task(self._ring(pool))
+            self._ringing = asyncio.get_running_loop().create_task(self._ring())
         else:
             self._again = True
 
@@ -45,7 +51,7 @@ class Bell:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _ring(self, pool: Pool) -> None:
+    async def _ring(self) -> None:
         def script() -> Script[None]:
             yield Sql("SELECT pg_notify($1, $2)", (CHANNEL, self._me), "rows")
 
@@ -53,8 +59,7 @@ class Bell:
             await asyncio.sleep(QUIET)
             self._again = False
             try:
-                async with pool.lend() as lane:
-                    await drive(script(), lane.execute)
+                await self._run(script, single=True)
             except StoreError as error:  # the others poll
                 emit("store.unavailable", error=str(error))
             if not self._again:

@@ -1,7 +1,7 @@
-"""PostgreSQL, through asyncpg.
+"""PostgreSQL, through asyncpg: directly, or behind a pooler such as PgBouncer in transaction mode.
 
-The gateway's own connections forbid the planner every way but the intended index: statements first planned on an empty
-table would otherwise keep a sequential scan for ever. Handlers' connections and readers are left as they are.
+Behind a pooler a connection has another server session in each transaction, so nothing that belongs to a session is
+used: leases instead of session locks, polling instead of LISTEN, and all in transactions that bring their settings.
 """
 
 import asyncio
@@ -10,42 +10,21 @@ from datetime import UTC, datetime
 from typing import Any, Self
 
 import asyncpg  # type: ignore[import-untyped]
-from sqlalchemy import URL, event
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy import URL
 from sqlalchemy.pool import NullPool
 
-from gateway.errors import StoreError
+from gateway.errors import StoreError, StoreUnavailable
 from gateway.store.dialect import Dialect
 from gateway.store.driver import Presence
 from gateway.store.guard import watch, watch_text
+from gateway.store.link import PLANNER, Link, limits
 from gateway.store.notify import Bell
 from gateway.store.pool import Pool
 from gateway.store.presence import Identity, ServerPresence, Session
 from gateway.store.script import Result, Script, Sql
-from gateway.store.server import OWN, READERS, ServerDriver
-from gateway.store.sockets import keepalive, tls
+from gateway.store.server import OWN, PING, READERS, ServerDriver
 from gateway.store.wire import Fault, Wire, original
-
-_PLAIN = {
-    "application_name": "gateway",
-    "timezone": "UTC",
-    "client_encoding": "utf8",
-    "tcp_keepalives_idle": "10",
-    "tcp_keepalives_interval": "3",
-    "tcp_keepalives_count": "3",
-    "tcp_user_timeout": "15000",
-}
-_PLANNER = {
-    "enable_seqscan": "off",
-    "enable_hashjoin": "off",
-    "enable_mergejoin": "off",
-    "enable_bitmapscan": "off",
-    "enable_sort": "off",
-    "plan_cache_mode": "force_generic_plan",
-    "jit": "off",
-}
-_IDLE = 10.0
-"""Seconds after which the server ends a transaction of ours that says nothing: a paused process must not hold locks."""
+from gateway.telemetry import emit
 
 _BROKEN_OFF = frozenset({"40001", "40P01", "55P03"})
 _AWAY = ("08", "53", "57", "58", "F0", "XX", "28")
@@ -83,7 +62,10 @@ DIALECT = Dialect(
 
 
 class PostgresqlWire(Wire):
-    """asyncpg's connections."""
+    """asyncpg's connections. `beginning` is what begins a transaction."""
+
+    def __init__(self, beginning: str = "BEGIN") -> None:
+        self._beginning = beginning
 
     def fault(self, error: BaseException) -> Fault:
         """Say what an error means."""
@@ -119,8 +101,8 @@ class PostgresqlWire(Wire):
                 return Result(count=int(last) if last.isdigit() else 0)
 
     async def begin(self, raw: Any) -> None:
-        """Begin."""
-        await raw.execute("BEGIN")
+        """Begin, with what must be said at the beginning."""
+        await raw.execute(self._beginning)
 
     async def commit(self, raw: Any) -> None:
         """Commit; PostgreSQL answers a COMMIT after an error with ROLLBACK, which is none."""
@@ -155,44 +137,60 @@ class PostgresqlDriver(ServerDriver):
 
     dialect = DIALECT
 
-    def __init__(self, url: URL, *, pool_size: int, seconds: float) -> None:
-        milliseconds = str(int(seconds * 1000))
-        ours = {"statement_timeout": milliseconds, "idle_in_transaction_session_timeout": str(int(_IDLE * 1000))}
-        own = _engine(url, ours | _PLANNER, seconds, poolclass=NullPool)
-        readers = _engine(url, ours, seconds, poolclass=NullPool)
-        engine = _engine(url, {}, seconds, pool_size=pool_size, max_overflow=0, pool_timeout=seconds)
+    def __init__(self, link: Link, *, pool_size: int) -> None:
+        seconds = link.seconds
+        ours = limits(seconds)
+        own = link.engine(ours | PLANNER, poolclass=NullPool)
+        readers = link.engine(ours, poolclass=NullPool)
+        engine = link.engine({}, pool_size=pool_size, max_overflow=0, pool_timeout=seconds)
         watch(engine.sync_engine)
         watch_text(own.sync_engine)
+        own_wire, reading = PostgresqlWire(link.beginning(ours | PLANNER)), PostgresqlWire(link.beginning(ours))
         super().__init__(
             WIRE,
-            own=Pool(own, WIRE, size=min(OWN, pool_size), seconds=seconds),
-            readers=Pool(readers, WIRE, size=READERS, seconds=seconds),
+            own=Pool(own, own_wire, size=min(OWN, pool_size), seconds=seconds),
+            readers=Pool(readers, reading, size=READERS, seconds=seconds),
             engine=engine,
             seconds=seconds,
+            pooled=link.pooled,
         )
-        self._url = url
-        self._bell = Bell(lambda: _connect(url, ours, seconds), seconds=seconds)
+        self._link = link
+        self._bell = Bell(lambda: link.connect(ours, seconds), self.run, seconds=seconds)
 
     @classmethod
     async def open(cls, url: URL, *, pool_size: int, statement_timeout: float) -> Self:
-        """Connect once, to find out early."""
-        driver = cls(url, pool_size=pool_size, seconds=statement_timeout)
+        """Connect once, to find out early, and whether a pooler stands between."""
+        driver = cls(Link(url, statement_timeout, pooled=True), pool_size=pool_size)
         try:
-            await driver.ping()
+            if await driver.is_pooled():
+                emit("store.pooled")
+                return driver
         except BaseException:
             await driver.close()
             raise
-        return driver
+        await driver.close()
+        return cls(Link(url, statement_timeout, pooled=False), pool_size=pool_size)
+
+    async def is_pooled(self) -> bool:
+        """Say whether a pooler stands between: it invents the process that a connection says it is served by."""
+        try:
+            async with asyncio.timeout(PING), self.readers.lend() as lane:
+                served = await lane.execute(Sql("SELECT pg_backend_pid()", (), "rows"))
+                return bool(served.rows[0][0] != lane.raw.get_server_pid())
+        except TimeoutError as error:
+            raise StoreUnavailable(f"the database did not answer within {PING:g} s") from error
 
     def presence(self, *, incarnation: str, name: str, version: str, lease: float) -> Presence:
-        """Return the heartbeat of this process, not yet started."""
+        """Return the heartbeat of this process, not yet started. Behind a pooler nobody can see a session lock."""
         seconds = max(lease / 3, 0.1)
 
         async def connect() -> Session:
-            raw = await _connect(self._url, {"statement_timeout": str(int(seconds * 1000))}, seconds)
+            raw = await self._link.connect({"statement_timeout": str(int(seconds * 1000))}, seconds)
             return Session(WIRE, raw, raw.close)
 
-        lock = Sql("SELECT pg_try_advisory_lock(hashtextextended($1, 0))", (incarnation,), "rows")
+        lock = None
+        if not self._link.pooled:
+            lock = Sql("SELECT pg_try_advisory_lock(hashtextextended($1, 0))", (incarnation,), "rows")
         return ServerPresence(connect, DIALECT, Identity.of(incarnation, name, version), lock, seconds=seconds)
 
     async def durability(self) -> list[str]:
@@ -219,55 +217,15 @@ class PostgresqlDriver(ServerDriver):
         ]
 
     def listen(self, callback: Callable[[], None]) -> None:
-        """Call `callback` when another process has called `notify`."""
-        self._bell.listen(callback)
+        """Call `callback` when another process has called `notify`; behind a pooler polling finds the work."""
+        if not self._link.pooled:
+            self._bell.listen(callback)
 
     def notify(self) -> None:
         """Tell the other processes, at most once in some milliseconds."""
-        self._bell.ring(self.own)
+        self._bell.ring()
 
     async def close(self) -> None:
         """Give every connection back."""
         await self._bell.close()
         await super().close()
-
-
-def _engine(url: URL, settings: dict[str, str], seconds: float, **pool: Any) -> AsyncEngine:
-    plain, arguments = _address(url, settings, seconds)
-    engine = create_async_engine(
-        plain, connect_args=arguments, isolation_level="AUTOCOMMIT", skip_autocommit_rollback=True, **pool
-    )
-
-    @event.listens_for(engine.sync_engine, "connect")
-    def _(connection: Any, _: Any) -> None:
-        connection.run_async(_prepare)
-
-    return engine
-
-
-def _address(url: URL, settings: dict[str, str], seconds: float) -> tuple[URL, dict[str, Any]]:
-    """Return the URL as SQLAlchemy takes it, and what else asyncpg must know."""
-    arguments: dict[str, Any] = {"server_settings": _PLAIN | settings, "timeout": seconds}
-    secure = tls(url)
-    if secure is not None:
-        arguments["ssl"] = secure
-    return url.difference_update_query(["sslmode", "sslrootcert"]), arguments
-
-
-async def _connect(url: URL, settings: dict[str, str], seconds: float) -> Any:
-    """Return a connection outside of every pool."""
-    plain, arguments = _address(url, settings, seconds)
-    _, where = plain.get_dialect()().create_connect_args(plain)
-    where.pop("prepared_statement_cache_size", None)
-    raw = await asyncpg.connect(**dict(where) | arguments)
-    await _prepare(raw)
-    return raw
-
-
-async def _prepare(raw: Any) -> None:
-    """Let neither side wait for a peer that is gone: the server for us, or we for it."""
-    keepalive(raw._transport.get_extra_info("socket"))  # noqa: SLF001 - asyncpg does not offer the socket
-    try:
-        await raw.execute("SET client_connection_check_interval = 2000")
-    except asyncpg.PostgresError:
-        await asyncio.sleep(0)  # before PostgreSQL 14, or on a system that cannot tell: TCP's own timeouts remain

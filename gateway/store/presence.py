@@ -152,8 +152,8 @@ class Session:
 class ServerPresence(Presence):
     """A database server's: lock and heartbeat on one connection, in a thread with an event loop of its own.
 
-    It connects again for ever. `lock` is a query whose one value says whether the session lock was taken; without it
-    (PgBouncer, another server's copy of the lock) the row says so, and only the lease counts.
+    It connects again for ever. `lock` is a query whose one value says whether the session lock was taken. Where it was
+    not, or where there can be none (behind a pooler: None), the row says so, and only the lease counts.
     """
 
     def __init__(
@@ -161,7 +161,7 @@ class ServerPresence(Presence):
         connect: Callable[[], Awaitable[Session]],
         dialect: Dialect,
         who: Identity,
-        lock: Sql,
+        lock: Sql | None,
         *,
         seconds: float,
     ) -> None:
@@ -221,14 +221,14 @@ class ServerPresence(Presence):
         """Keep lock and row until stopped, or until the connection is lost."""
         session = await self._connect()
         try:
-            locked = await self._enter(session)
+            entered = await self._enter(session)
             self._since = time.monotonic()
             if self._started is not None:
                 self._started(None)
                 self._started = None
             while not await self._pause(self._seconds):
-                if not locked or (await self._execute(session, beat(self._dialect, self._who))).count == 0:
-                    locked = await self._enter(session)
+                if not entered or (await self._execute(session, beat(self._dialect, self._who))).count == 0:
+                    entered = await self._enter(session)
             await self._execute(session, delete(self._dialect, self._who))
             async with asyncio.timeout(self._seconds):
                 await session.close()
@@ -236,11 +236,10 @@ class ServerPresence(Presence):
             session.wire.terminate(session.raw)
 
     async def _enter(self, session: Session) -> bool:
-        """Take the lock if it can be had, and write the row."""
-        result = await self._execute(session, self._lock)
-        locked = bool(result.rows[0][0])
+        """Take the lock if it can be had, and write the row; false if a lock is still to be taken."""
+        locked = self._lock is not None and bool((await self._execute(session, self._lock)).rows[0][0])
         await self._execute(session, insert(self._dialect, self._who, lock=locked))
-        return locked
+        return locked or self._lock is None
 
     async def _execute(self, session: Session, sql: Sql) -> Result:
         async with asyncio.timeout(self._seconds):

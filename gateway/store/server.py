@@ -22,16 +22,21 @@ PING = 2.0
 
 
 class ServerDriver(Driver):
-    """A database server: `own` writes, `readers` read, `engine` serves the handlers' transactions."""
+    """A database server: `own` writes, `readers` read, `engine` serves the handlers' transactions.
 
-    def __init__(self, wire: Wire, *, own: Pool, readers: Pool, engine: AsyncEngine, seconds: float) -> None:
+    `pooled`: a connection keeps nothing from one transaction to the next, so that no statement stands outside of one.
+    """
+
+    def __init__(
+        self, wire: Wire, *, own: Pool, readers: Pool, engine: AsyncEngine, seconds: float, pooled: bool = False
+    ) -> None:
         self.engine = engine
         self.own, self.readers = own, readers
-        self._wire, self._seconds = wire, seconds
+        self._wire, self._seconds, self._pooled = wire, seconds, pooled
 
     async def run(self, make: Make[T], *, retry: bool = False, single: bool = False) -> T:
         """Run a script as one transaction on a connection of the gateway's own."""
-        once: Callable[[Lane, Make[T]], Awaitable[T]] = _single if single else _transaction
+        once: Callable[[Lane, Make[T]], Awaitable[T]] = _single if single and not self._pooled else _transaction
         again: tuple[type[StoreError], ...] = (StoreUnavailable, CommitUnknown) if retry else (BrokenOff,)
         attempt = 1
         while True:
@@ -47,7 +52,7 @@ class ServerDriver(Driver):
     async def read(self, make: Make[T]) -> T:
         """Run a reading script, each statement for itself, on a connection the planner may serve as it likes."""
         async with self.readers.lend() as lane:
-            return await drive(make(), lane.execute)
+            return await (_looking(lane, make) if self._pooled else drive(make(), lane.execute))
 
     def transaction(self) -> JobTransaction:
         """Return a handler's transaction, not yet opened."""
@@ -86,6 +91,15 @@ async def _transaction(lane: Lane, make: Make[T]) -> T:
         raise
     await _shielded(lane, lane.commit())
     return value
+
+
+async def _looking(lane: Lane, make: Make[T]) -> T:
+    await lane.begin()
+    try:
+        return await drive(make(), lane.execute)
+    finally:
+        if not lane.broken:
+            await lane.rollback()
 
 
 async def _single(lane: Lane, make: Make[T]) -> T:

@@ -16,8 +16,8 @@ import pytest
 from sqlalchemy import make_url, text
 
 from gateway.errors import CommitUnknown, DataRefused, StoreError, StoreUnavailable, TransactionRefused
-from gateway.store import postgresql
 from gateway.store.driver import Driver
+from gateway.store.link import PLANNER
 from gateway.store.opening import open_driver
 from gateway.store.presence import Identity, insert
 from gateway.store.script import Deferred, Script, Sql
@@ -358,7 +358,7 @@ async def test_the_gateways_own_sessions_are_set_up(postgresql_url: str) -> None
     driver = await open_driver(postgresql_url)
     show = one(Sql("SELECT name, setting FROM pg_settings", (), "rows"))
     own, plain = dict(await driver.run(show)), dict(await driver.read(show))
-    assert all(own[name] == "off" for name in postgresql._PLANNER if name.startswith("enable_"))
+    assert all(own[name] == "off" for name in PLANNER if name.startswith("enable_"))
     assert plain["enable_seqscan"] == "on"
     assert 0 < int(own["idle_in_transaction_session_timeout"]) <= 10_000
     async with driver.engine.connect() as connection:

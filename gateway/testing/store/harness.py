@@ -120,14 +120,21 @@ class Suite:
 
     shared: ClassVar[bool] = True
     """Whether several processes may use the database at once."""
+    locks: ClassVar[bool] = True
+    """Whether a killed process is noticed at once; else its lease must run out, as behind a pooler."""
     largest: ClassVar[int] = 16 * 1024 * 1024
     """Bytes of the largest payload that must come back."""
 
     @pytest.fixture
-    async def database(self, url: str) -> AsyncIterator[Database]:
+    def beside(self, url: str) -> str:
+        """Return where plain SQL finds the same database, if not at `url`."""
+        return url
+
+    @pytest.fixture
+    async def database(self, url: str, beside: str) -> AsyncIterator[Database]:
         """Give a fresh database with the gateway's tables."""
         await migrate(url)
-        database = Database(url, create_async_engine(engine_url(url), pool_size=2))
+        database = Database(url, create_async_engine(engine_url(beside), pool_size=2))
         yield database
         await database.close()
 
