@@ -94,7 +94,7 @@ class WallTicks:
         local = moment.astimezone(self.zone)
         wall = local.replace(tzinfo=None, microsecond=0, fold=0) + (_SECOND if local.microsecond else timedelta())
         found = self._search_back(wall, moment)
-        change = self._change(local.replace(tzinfo=None, fold=0))
+        change = self._change(local.replace(tzinfo=None, microsecond=0, fold=0))
         if change is None or change.forward or not local.fold:
             return found
         latest = self.cron.previous(change.stop)
@@ -149,15 +149,15 @@ class WallTicks:
         after = self._offset(wall.replace(tzinfo=self.zone, fold=1))
         if before == after:
             return None
-        low, high = _utc(wall, max(before, after)), _utc(wall, min(before, after))
-        while high - low > _SECOND:
-            middle = low + (high - low) // 2
-            middle = middle.replace(microsecond=0)
-            if self._offset(middle.astimezone(self.zone)) == before:
+        start = _utc(wall, max(before, after))
+        low, high = 0, abs(after - before) // _SECOND
+        while high - low > 1:
+            middle = (low + high) // 2
+            if self._offset((start + middle * _SECOND).astimezone(self.zone)) == before:
                 low = middle
             else:
                 high = middle
-        return _Change(high, before, after)
+        return _Change(start + high * _SECOND, before, after)
 
     @staticmethod
     def _offset(local: datetime) -> timedelta:
