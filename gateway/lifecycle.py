@@ -12,18 +12,21 @@ from gateway.arrival import Conservation
 from gateway.config import Config
 from gateway.connector import ConnectorConfig, Inbox
 from gateway.coordination import Wakeup
-from gateway.coordination.loop import back_off
+from gateway.coordination.loop import Loop, back_off
 from gateway.errors import ConfigError, PluginNotFound
 from gateway.executor import Executor
 from gateway.handler import Handler
 from gateway.inbox import InboxWriter
 from gateway.janitor import Janitor, Upkeep
+from gateway.job import PUBLISH
 from gateway.outbox import Outbox, Publish
 from gateway.outcome import RetryPolicy
-from gateway.store import Store
+from gateway.store import Report, Store
 from gateway.supervisor import Supervisor
 from gateway.telemetry import emit
 
+REPORT = 1.0
+"""Seconds between two reports of how things are here."""
 SEND_GRACE = 5.0
 """Seconds that messages on their way get for their confirmation when the gateway stops."""
 
@@ -64,6 +67,10 @@ class Services:
     def __init__(self, config: Config, store: Store, handlers: Mapping[str, Handler], wake: Wakeup) -> None:
         jobs = config.jobs
         self._wake = wake
+        self._store = store
+        self._workers = jobs.workers
+        self._handlers = sorted({*handlers, PUBLISH})
+        self._report = Loop("report", self._tell)
         self._tasks: list[asyncio.Task[None]] = []
         self._connectors: dict[str, asyncio.Task[None]] = {}
         self._configs = config.connectors
@@ -99,6 +106,7 @@ class Services:
             self._keep("executor", self.executor.run)
             self._keep("outbox", self.outbox.run)
         self._keep("janitor", self.janitor.run)
+        self._keep("report", self._report.run)
         for name, supervisor in self.supervisors.items():
             self._connectors[name] = asyncio.create_task(_forever(name, supervisor.run), name=f"supervisor {name}")
 
@@ -119,7 +127,7 @@ class Services:
     @property
     def clocks(self) -> dict[str, float]:
         """The last sign of life of each loop, as event loop time."""
-        clocks = {"inbox": self.inbox.beat, **{loop.name: loop.beat for loop in self.janitor.loops}}
+        clocks = {"inbox": self.inbox.beat, **{loop.name: loop.beat for loop in (self._report, *self.janitor.loops)}}
         if self._runs_jobs:
             clocks |= {"executor": self.executor.beat, "outbox": self.outbox.beat}
         return clocks | {f"connector {name}": each.beat for name, each in self.supervisors.items()}
@@ -163,6 +171,21 @@ class Services:
             task.cancel()
         await asyncio.gather(*self._connectors.values(), return_exceptions=True)
         await self.inbox.close()
+
+    async def _tell(self) -> float:
+        """Report to the others."""
+        states = {
+            view.name: {"type": view.type, "state": view.state, "reason": view.reason} for view in self.connectors
+        }
+        self._store.tell(
+            Report(
+                running=self.executor.running,
+                workers=self._workers if self._runs_jobs else 0,
+                connectors=states,
+                handlers=self._handlers if self._runs_jobs else [],
+            )
+        )
+        return REPORT
 
     def _keep(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
         self._tasks.append(asyncio.create_task(_forever(name, run), name=name))

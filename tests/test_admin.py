@@ -14,7 +14,7 @@ from gateway.arrival import Conservation
 from gateway.errors import ConfigError, StoreUnavailable
 from gateway.job import PUBLISH, JobStatus, NewJob
 from gateway.outcome import Completed, Discard
-from gateway.store import Finish, JobFilter, Lane
+from gateway.store import Finish, JobFilter, Lane, Report
 from tests.faulty import Faulty, sqlite_store
 
 TOKEN = "a-token-of-the-test"
@@ -164,6 +164,7 @@ async def test_without_a_database_the_api_answers_503_with_retry_after(client, r
         assert (await response.json())["error"]["code"] == "unavailable"
     status, health = await client("GET", "/health")
     assert (status, health["database"]["state"], health["ready"]) == (200, "unavailable", False)
+    assert health["waiting"] is None
 
 
 async def test_a_job_is_shown_by_its_columns_and_a_word_for_its_status(client, store):
@@ -304,12 +305,38 @@ async def test_statistics_name_the_handlers_nobody_here_knows(client, store):
     assert statistics["statuses"] == {"pending": 3}
     assert statistics["unknown_handlers"] == {"stranger": 2}
     assert statistics["oldest_ready"] >= 0
+    health = (await client("GET", "/health"))[1]
+    assert health["waiting"]["unknown_handlers"] == {"stranger": 2}
+    assert (health["waiting"]["ready"], health["waiting"]["living_instances"]) == (3, 1)
 
 
-async def test_the_instances_are_listed(client, store):
+async def test_the_instances_are_listed_with_what_they_tell_of_themselves(client, store):
     _, [instance] = await client("GET", "/api/instances")
 
     assert (instance["id"], instance["name"], instance["self"]) == (store.incarnation, "test", True)
+    assert (instance["alive"], instance["running"], instance["connectors"]) == (True, None, None)
+    store.tell(Report(running=1, workers=5, connectors={"web": {"state": "connected"}}, handlers=["h"]))
+    async with asyncio.timeout(10):
+        while instance["running"] is None:
+            _, [instance] = await client("GET", "/api/instances")
+    assert (instance["running"], instance["workers"], instance["handlers"]) == (1, 5, ["h"])
+    assert instance["connectors"] == {"web": {"state": "connected"}}
+    assert 0 <= instance["reportage"] < 10
+
+
+async def test_jobs_that_no_living_instance_would_run_are_counted_everywhere(client, store):
+    store.tell(Report(running=0, workers=5, connectors={"web": {"state": "connected"}}, handlers=["known", "other"]))
+    await store.enqueue([NewJob(handler=name) for name in ("known", "other", "nobodys")])
+    await store.enqueue([NewJob(handler=PUBLISH, metadata={"connector": name}) for name in ("web", "gone")])
+    async with asyncio.timeout(10):
+        while not (await client("GET", "/api/statistics"))[1]["orphaned_handlers"]:
+            pass
+    _, statistics = await client("GET", "/api/statistics")
+    assert (statistics["orphaned_handlers"], statistics["orphaned_connectors"]) == ({"nobodys": 1}, {"gone": 1})
+    assert statistics["unknown_handlers"] == {"other": 1, "nobodys": 1}
+    assert (await client("GET", "/health"))[1]["waiting"]["orphaned_handlers"] == {"nobodys": 1}
+    lines = (await client("GET", "/metrics"))[1].splitlines()
+    assert {"gateway_jobs_orphaned 2.0", "gateway_instances 1.0"} <= set(lines)
 
 
 async def test_metrics_count_events_and_show_the_present(client, store, metrics):

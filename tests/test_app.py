@@ -152,7 +152,11 @@ async def test_it_says_how_it_is(settings):
             assert (await get(settings.admin + "/live"))[0] == 200
             _, health = await get(settings.admin + "/health")
             await until_it_is(lambda: _is_connected(settings.admin))
+            await until_it_is(lambda: _has_told_it(settings.admin))
+            [instance] = (await get(settings.admin + "/api/instances"))[1]
     assert health["jobs"]["workers"] == 2
+    assert (instance["alive"], instance["running"], instance["workers"]) == (True, 0, 2)
+    assert {"test.answer", "gateway.publish", "system.retry.failed"} <= set(instance["handlers"])
     assert ("connector.configured", {"connector": "bus", "type": "memory", "guarantee": "at-most-once"}) in told
     assert [event for event, _ in told if event.startswith("gateway.")] == [
         "gateway.started",
@@ -175,6 +179,10 @@ async def test_a_connector_s_guarantee_is_that_of_its_configuration(settings):
 
 async def _is_connected(admin):
     return (await get(admin + "/api/connectors"))[1][0]["state"] == "connected"
+
+
+async def _has_told_it(admin):
+    return (await get(admin + "/api/instances"))[1][0]["running"] is not None
 
 
 async def test_a_stop_gives_back_what_does_not_end_without_an_attempt(settings, tmp_path):

@@ -4,6 +4,9 @@ import asyncio
 import json
 import re
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,7 +16,7 @@ from gateway.config import parse_config
 from gateway.job import JobStatus, NewJob
 from gateway.outcome import Discard
 from gateway.stop import StopSignal
-from gateway.store import Finish, Lane, Store
+from gateway.store import Finish, Lane, Report, Store
 
 CONFIG = """
 database: {url: "sqlite:///jobs.db"}
@@ -378,6 +381,46 @@ def test_status_counts_jobs_and_says_that_no_gateway_answers(migrated):
     assert (report["statuses"], report["instances"], report["connectors"]) == ({"pending": 1}, [], None)
     assert report["ready_handlers"] == {"order.process": 1}
     assert "no gateway answers" in migrated("status").out
+
+
+def test_status_shows_each_instance_and_what_none_would_run(migrated):
+    connectors = {"web": {"state": "connected"}, "bus": {"state": "degraded"}}
+    migrated("jobs", "create", "nobodys")
+    with an_instance(Report(running=2, workers=5, connectors=connectors, handlers=["known"])):
+        report = migrated("status", "--json").json
+        shown = migrated("status").out
+    [instance] = report["instances"]
+    assert (instance["alive"], instance["running"], instance["handlers"]) == (True, 2, ["known"])
+    assert report["orphaned_handlers"] == {"nobodys": 1}
+    for text in ("alive", "2 of 5", "1 connected, 1 degraded", "no living instance has"):
+        assert text in shown
+
+
+@contextmanager
+def an_instance(report: Report) -> Iterator[None]:
+    """An instance beside the command, which has told that of itself."""
+    told, over = threading.Event(), threading.Event()
+
+    async def live() -> None:
+        store = await Store.open("sqlite:///jobs.db", instance="plant")
+        try:
+            store.tell(report)
+            async with asyncio.timeout(10):
+                while (await store.instances())[0].running is None:
+                    await store.ping()
+            told.set()
+            await asyncio.to_thread(over.wait, 30)
+        finally:
+            await store.close()
+
+    thread = threading.Thread(target=lambda: asyncio.run(live()))
+    thread.start()
+    try:
+        assert told.wait(15)
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 # -- secrets ---------------------------------------------------------------------------------------------------------

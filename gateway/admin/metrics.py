@@ -171,6 +171,13 @@ def _jobs(running: Running, statistics: Statistics) -> Iterator[Metric]:
     yield ready
     unknown = sum(n for name, n in statistics.ready_handlers.items() if name not in set(running.handlers))
     yield GaugeMetricFamily("gateway_jobs_unknown_handler", "ready rows whose handler is unknown here", unknown)
+    orphaned = statistics.orphaned
+    yield GaugeMetricFamily(
+        "gateway_jobs_orphaned",
+        "ready rows whose handler or connector no living instance has",
+        sum(orphaned.handlers.values()) + sum(orphaned.connectors.values()),
+    )
+    yield GaugeMetricFamily("gateway_instances", "instances of the database that are alive", orphaned.living)
     yield GaugeMetricFamily(
         "gateway_jobs_oldest_ready_seconds", "age of the oldest ready row", statistics.oldest_ready or 0.0
     )

@@ -6,6 +6,7 @@ from typing import Any
 
 from gateway.job import JobHistory, JobStatus, QueueJob
 from gateway.message import Json
+from gateway.store import InstanceRow
 
 MAX_PAYLOAD = 1024 * 1024
 """Bytes of a payload that are shown."""
@@ -67,6 +68,26 @@ def history_as_json(history: JobHistory) -> Json:
         "inputdata": history.input_data,
         "outputdata": history.output_data,
         "metadata": None if history.metadata is None else dict(history.metadata),
+    }
+
+
+def instance_as_json(row: InstanceRow) -> Json:
+    """Return an instance. `age` and `reportage` are seconds, by the database's clock, since heartbeat and report."""
+    return {
+        "id": row.id,
+        "name": row.name,
+        "version": row.version,
+        "host": row.host,
+        "pid": row.pid,
+        "startedat": moment(row.started_at),
+        "heartbeatat": moment(row.heartbeat_at),
+        "age": round(row.age, 3),
+        "alive": row.alive,
+        "reportage": None if row.report_age is None else round(row.report_age, 3),
+        "running": row.running,
+        "workers": row.workers,
+        "connectors": row.connectors,
+        "handlers": row.handlers,
     }
 
 

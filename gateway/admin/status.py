@@ -7,7 +7,7 @@ from aiohttp import web
 
 from gateway.admin.connectors import connector_as_json
 from gateway.admin.metrics import Metrics
-from gateway.admin.rows import moment, status_word
+from gateway.admin.rows import instance_as_json, moment, status_word
 from gateway.admin.running import Running
 from gateway.errors import StoreError
 from gateway.message import Json
@@ -52,6 +52,7 @@ class StatusRoutes:
             "stuck": dict(running.late),
             "connectors": connectors,
             **running.facts,
+            "waiting": self._waiting(await self._statistics() if fault is None else None),
         }
         return json_response(parts)
 
@@ -66,17 +67,7 @@ class StatusRoutes:
         """Answer with the processes that share the database."""
         return json_response(
             [
-                {
-                    "id": row.id,
-                    "name": row.name,
-                    "version": row.version,
-                    "host": row.host,
-                    "pid": row.pid,
-                    "startedat": moment(row.started_at),
-                    "heartbeatat": moment(row.heartbeat_at),
-                    "age": round(row.age, 3),
-                    "self": row.id == self._running.store.incarnation,
-                }
+                instance_as_json(row) | {"self": row.id == self._running.store.incarnation}
                 for row in await self._running.store.instances()
             ]
         )
@@ -86,16 +77,29 @@ class StatusRoutes:
         return json_response(self._as_json(await self._running.store.statistics()))
 
     def _as_json(self, statistics: Statistics) -> Json:
-        known = set(self._running.handlers)
-        unknown = {name: n for name, n in statistics.ready_handlers.items() if name not in known}
         return {
             "status_counts": {str(status): n for status, n in statistics.status_counts.items()},
             "statuses": {status_word(status): n for status, n in statistics.status_counts.items()},
             "ready": dict(statistics.ready),
             "ready_handlers": dict(statistics.ready_handlers),
-            "unknown_handlers": unknown,
+            **self._left(statistics),
             "oldest_ready": statistics.oldest_ready,
             "timestamp": moment(datetime.now(UTC)),
+        }
+
+    def _waiting(self, statistics: Statistics | None) -> Json | None:
+        """Return what waits, and what is left for others or for nobody; None: the database does not tell."""
+        if statistics is None:
+            return None
+        return {"ready": sum(statistics.ready.values()), **self._left(statistics)}
+
+    def _left(self, statistics: Statistics) -> Json:
+        known, orphaned = set(self._running.handlers), statistics.orphaned
+        return {
+            "unknown_handlers": {name: n for name, n in statistics.ready_handlers.items() if name not in known},
+            "orphaned_handlers": dict(orphaned.handlers),
+            "orphaned_connectors": dict(orphaned.connectors),
+            "living_instances": orphaned.living,
         }
 
     async def _database_fault(self) -> str | None:

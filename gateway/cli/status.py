@@ -1,11 +1,17 @@
 """`gateway status`: numbers from the database, and the running gateway's own view if it answers."""
 
+from collections import Counter
+
 from rich.console import Console
+from rich.text import Text
 
 from gateway.cli.ask import ask
 from gateway.cli.common import ConfigOption, JsonOption, finish, load, opened, out, print_json, table
 from gateway.config import Config
 from gateway.message import Json
+
+STALE = 5.0
+"""Seconds by which a report may be older than the heartbeat before that is told."""
 
 
 def status(config: ConfigOption = None, as_json: JsonOption = False) -> None:
@@ -18,7 +24,7 @@ def status(config: ConfigOption = None, as_json: JsonOption = False) -> None:
 
 
 async def _report(config: Config) -> Json:
-    from gateway.admin.rows import moment, status_word
+    from gateway.admin.rows import instance_as_json, status_word
 
     async with opened(config) as store:
         numbers, instances = await store.statistics(), await store.instances()
@@ -27,18 +33,9 @@ async def _report(config: Config) -> Json:
         "ready": dict(numbers.ready),
         "ready_handlers": dict(numbers.ready_handlers),
         "oldest_ready": numbers.oldest_ready,
-        "instances": [
-            {
-                "id": row.id,
-                "name": row.name,
-                "version": row.version,
-                "host": row.host,
-                "pid": row.pid,
-                "startedat": moment(row.started_at),
-                "age": round(row.age, 3),
-            }
-            for row in instances
-        ],
+        "orphaned_handlers": dict(numbers.orphaned.handlers),
+        "orphaned_connectors": dict(numbers.orphaned.connectors),
+        "instances": [instance_as_json(row) for row in instances],
         "connectors": await _connectors(config),
     }
 
@@ -54,15 +51,44 @@ def _print(console: Console, report: Json) -> None:
     if report["oldest_ready"] is not None:
         console.print(f"the oldest that is ready waits for {report['oldest_ready']:.1f} s")
         console.print(table(("waiting for handler", "count"), report["ready_handlers"].items()))
-    console.print("\ninstances", style="bold")
-    rows = [
-        (i["name"], i["host"], i["pid"], i["version"], i["startedat"], f"{i['age']:.1f} s ago")
-        for i in report["instances"]
-    ]
-    console.print(table(("name", "host", "pid", "version", "started", "heartbeat"), rows) if rows else "none")
+    _print_instances(console, report)
     console.print("\nconnectors", style="bold")
     if report["connectors"] is None:
         console.print("no gateway answers on the admin address of this configuration")
     else:
         columns = ("name", "type", "state", "reason", "since", "guarantee")
         console.print(table(columns, [[row.get(column) for column in columns] for row in report["connectors"]]))
+
+
+def _print_instances(console: Console, report: Json) -> None:
+    console.print("\ninstances", style="bold")
+    columns = ("name", "incarnation", "state", "load", "version", "host", "pid", "started", "last seen", "connectors")
+    rows = [_instance(row) for row in report["instances"]]
+    console.print(table(columns, rows) if rows else "none")
+    orphans = {**report["orphaned_handlers"], **{f"send:{k}": n for k, n in report["orphaned_connectors"].items()}}
+    if orphans and any(row["alive"] for row in report["instances"]):
+        console.print("\nno living instance has", style="bold red")
+        console.print(table(("handler, or connector to send by", "jobs left"), orphans.items()))
+
+
+def _instance(row: Json) -> tuple[object, ...]:
+    state = Text("alive", "green") if row["alive"] else Text("dead", "bold red")
+    load = "" if row["workers"] is None else f"{row['running']} of {row['workers']}"
+    if load and row["reportage"] > row["age"] + STALE:
+        load += f" {row['reportage']:.0f} s ago"
+    connectors = Counter(each["state"] for each in (row["connectors"] or {}).values())
+    told = ", ".join(f"{count} {state}" for state, count in sorted(connectors.items()))
+    incarnation = row["id"].rpartition("/")[2][:8]
+    seen = f"{row['age']:.1f} s ago"
+    return (
+        row["name"],
+        incarnation,
+        state,
+        load,
+        row["version"],
+        row["host"],
+        row["pid"],
+        row["startedat"],
+        seen,
+        told,
+    )

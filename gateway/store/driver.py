@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from gateway.store.dialect import Dialect
 from gateway.store.script import T
 from gateway.store.transaction import JobTransaction
+from gateway.store.values import Report
 from gateway.store.wire import Make
 
 
@@ -22,6 +23,20 @@ class Presence(ABC):
 
     It works in a thread of its own, so that a handler that blocks the event loop does not make the process look dead.
     """
+
+    def __init__(self) -> None:
+        self.report: Report | None = None
+        """What the next heartbeat tells; replaced whole, so that any thread may read it."""
+
+    def tell(self, report: Report) -> None:
+        """Have the heartbeat tell that; at once, if there is news in it beside the load."""
+        last, self.report = self.report, report
+        if last is None or (last.connectors, last.handlers) != (report.connectors, report.handlers):
+            self._hear()
+
+    @abstractmethod
+    def _hear(self) -> None:
+        """Let the heartbeat come at once."""
 
     @property
     @abstractmethod

@@ -4,11 +4,12 @@ from typing import Any
 
 from gateway.crashpoint import reach
 from gateway.job import JobHistory, JobStatus, QueueJob, new_id
+from gateway.store import instances
 from gateway.store.dialect import Dialect
 from gateway.store.rows import HISTORY_COLUMNS, JOB_COLUMNS, history_from_row, job_from_row
 from gateway.store.script import Script
 from gateway.store.statement import compose
-from gateway.store.values import InstanceRow, JobFilter, Statistics
+from gateway.store.values import JobFilter, Statistics
 
 _CLAUSES = {
     "status": "statusid = ${n}",
@@ -34,9 +35,6 @@ _REPORT = "UPDATE queue_jobs SET progress = $1 WHERE id = $2 AND claimtoken = $3
 _COUNTS = "SELECT statusid, count(*) FROM queue_jobs WHERE active GROUP BY statusid"
 _READY = """SELECT readylane, handler, count(*), max({age createdon}) FROM queue_jobs WHERE readylane IS NOT NULL
  GROUP BY readylane, handler"""
-_INSTANCE = "SELECT id, name, version, host, pid, startedat, heartbeatat, {age heartbeatat} FROM gateway_instances"
-_INSTANCES = f"{_INSTANCE} ORDER BY name, startedat"
-_RUNNING = f"{_INSTANCE} WHERE {{held id}} OR {{age heartbeatat}} <= $1 ORDER BY name, startedat"
 
 
 def get(dialect: Dialect, job_id: str, *, lock: bool = False) -> Script[QueueJob | None]:
@@ -96,8 +94,8 @@ def report(dialect: Dialect, job: QueueJob, progress: str) -> Script[bool]:
     return (yield compose(dialect, _REPORT)(progress, job.id, job.claim_token or "")).count == 1
 
 
-def statistics(dialect: Dialect) -> Script[Statistics]:
-    """Count."""
+def statistics(dialect: Dialect, lease: float, occupied: bool | None) -> Script[Statistics]:
+    """Count. The rest is as for `instances.find`."""
     counts = (yield compose(dialect, _COUNTS).rows()).rows
     ready = (yield compose(dialect, _READY).rows()).rows
     lanes: dict[str, int] = {}
@@ -105,29 +103,11 @@ def statistics(dialect: Dialect) -> Script[Statistics]:
     for lane, handler, count, _ in ready:
         lanes[lane] = lanes.get(lane, 0) + int(count)
         handlers[handler] = handlers.get(handler, 0) + int(count)
+    living = yield from instances.find(dialect, lease, occupied)
     return Statistics(
         status_counts={int(status): int(count) for status, count in counts},
         ready=lanes,
         ready_handlers=handlers,
+        orphaned=instances.orphaned(living, lanes, handlers),
         oldest_ready=max((float(row[3]) for row in ready if row[3] is not None), default=None),
     )
-
-
-def instances(dialect: Dialect) -> Script[list[InstanceRow]]:
-    """Return all instances the database knows."""
-    return [_instance(dialect, row) for row in (yield compose(dialect, _INSTANCES).rows()).rows]
-
-
-def running(dialect: Dialect, lease: float) -> Script[list[InstanceRow]]:
-    """Return the instances whose session lock is held, or whose heartbeat is not older than the lease."""
-    return [_instance(dialect, row) for row in (yield compose(dialect, _RUNNING).rows(lease)).rows]
-
-
-def _instance(dialect: Dialect, row: Any) -> InstanceRow:
-    started, beat = dialect.instant(row[5]), dialect.instant(row[6])
-    assert started is not None
-    assert beat is not None
-    return InstanceRow(
-        id=row[0], name=row[1], version=row[2], host=row[3], pid=int(row[4]), started_at=started, heartbeat_at=beat,
-        age=float(row[7]),
-    )  # fmt: skip

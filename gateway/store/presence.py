@@ -1,8 +1,11 @@
-"""How the other processes see that this one is alive.
+"""How the other processes see that this one is alive, and what it tells of itself.
 
 Two clocks tell of a death: a session lock, which the database frees within milliseconds of a crash, and the row in
 `gateway_instances`, whose heartbeat grows old when the network is cut. Both live on one connection in a thread of
-their own. SQLite has one process per file, so there a lock on `<file>.lock` is all.
+their own. SQLite has one process per file, so there the lock on `<file>.lock` decides.
+
+Each heartbeat also writes the last `Report`, which the event loop made: when that is stuck, the report grows old
+while the heartbeat goes on.
 """
 
 import asyncio
@@ -13,6 +16,7 @@ import socket
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +24,10 @@ from typing import Any
 from gateway.errors import StoreError, StoreUnavailable
 from gateway.store.dialect import Dialect
 from gateway.store.driver import Driver, Presence
+from gateway.store.rows import encode_document
 from gateway.store.script import Result, Script, Sql
+from gateway.store.statement import compose
+from gateway.store.values import Report
 from gateway.store.wire import Wire
 from gateway.telemetry import emit
 
@@ -55,12 +62,24 @@ def insert(dialect: Dialect, who: Identity, *, lock: bool) -> Sql:
     )
 
 
-def beat(dialect: Dialect, who: Identity) -> Sql:
-    """Refresh the heartbeat; counts zero if somebody has pruned the row."""
-    return Sql(
-        f"UPDATE gateway_instances SET heartbeatat = {dialect.now} WHERE id = {dialect.placeholder(1)}",
-        (who.incarnation,),
-    )
+_BEAT = "UPDATE gateway_instances SET heartbeatat = {now} WHERE id = $1"
+_TELL = """UPDATE gateway_instances SET heartbeatat = {now}, reportedat = {later $2}, running = $3, workers = $4
+ WHERE id = $1"""
+_TELL_ALL = """UPDATE gateway_instances SET heartbeatat = {now}, reportedat = {later $2}, running = $3, workers = $4,
+ connectors = $5, handlers = $6 WHERE id = $1"""
+
+
+def beat(dialect: Dialect, who: Identity, report: Report | None = None, last: Report | None = None) -> Sql:
+    """Refresh the heartbeat, and what the process told of itself; counts zero if somebody has pruned the row.
+
+    `last` is what stands there already: lists that are the same as then are not written again.
+    """
+    if report is None:
+        return compose(dialect, _BEAT)(who.incarnation)
+    load = (who.incarnation, report.at - time.monotonic(), report.running, report.workers)
+    if last is not None and (last.connectors, last.handlers) == (report.connectors, report.handlers):
+        return compose(dialect, _TELL)(*load)
+    return compose(dialect, _TELL_ALL)(*load, encode_document(report.connectors), encode_document(report.handlers))
 
 
 def delete(dialect: Dialect, who: Identity) -> Sql:
@@ -89,11 +108,17 @@ def _lock_of(path: Path) -> Path:
 
 
 class FilePresence(Presence):
-    """SQLite's: a lock on `<file>.lock` that refuses a second gateway process, and the row once."""
+    """SQLite's: a lock on `<file>.lock` that refuses a second gateway process, and the row.
 
-    def __init__(self, driver: Driver, path: Path, who: Identity) -> None:
-        self._driver, self._who = driver, who
+    Nobody else needs the heartbeat, so it is a task of the event loop. It writes every `seconds`, and news at once.
+    """
+
+    def __init__(self, driver: Driver, path: Path, who: Identity, *, seconds: float) -> None:
+        super().__init__()
+        self._driver, self._who, self._seconds = driver, who, seconds
         self._path = _lock_of(path)
+        self._news = asyncio.Event()
+        self._beating: asyncio.Task[None] | None = None
         self._file: int | None = None
         self._since: float | None = None
 
@@ -120,18 +145,38 @@ class FilePresence(Presence):
             raise
         self._file = file
         self._since = time.monotonic()
+        self._beating = asyncio.create_task(self._beat(), name="presence")
 
     async def stop(self) -> None:
         """Delete the row and release the lock."""
-        if self._file is None:
+        if self._file is None or self._beating is None:
             return
+        self._beating.cancel()
+        await asyncio.gather(self._beating, return_exceptions=True)
         try:
             await self._run(delete(self._driver.dialect, self._who))
         except StoreError as error:
             emit("store.unavailable", error=error)  # the row means nothing without the lock
         finally:
             os.close(self._file)
-            self._file, self._since = None, None
+            self._file, self._since, self._beating = None, None, None
+
+    def _hear(self) -> None:
+        self._news.set()
+
+    async def _beat(self) -> None:
+        told: Report | None = None
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._seconds):
+                    await self._news.wait()
+            self._news.clear()
+            report = self.report
+            try:
+                await self._run(beat(self._driver.dialect, self._who, report, told))
+                told = report
+            except StoreError as error:
+                emit("store.unavailable", error=error)
 
     async def _run(self, sql: Sql) -> None:
         def script() -> Script[None]:
@@ -165,9 +210,11 @@ class ServerPresence(Presence):
         *,
         seconds: float,
     ) -> None:
+        super().__init__()
         self._connect, self._dialect, self._who, self._lock, self._seconds = connect, dialect, who, lock, seconds
         self._since: float | None = None
-        self._stopping = asyncio.Event()
+        self._stopping = False
+        self._news = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._started: Callable[[Exception | None], object] | None = None
         self._thread = threading.Thread(target=self._work, name="gateway-presence", daemon=True)
@@ -196,17 +243,19 @@ class ServerPresence(Presence):
             await asyncio.to_thread(self._thread.join, 4 * self._seconds)
 
     def _halt(self) -> None:
-        if self._loop is None:
-            self._stopping.set()
-        elif not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._stopping.set)
+        self._stopping = True
+        self._hear()
+
+    def _hear(self) -> None:
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._news.set)
 
     def _work(self) -> None:
         asyncio.run(self._live())
 
     async def _live(self) -> None:
         self._loop = asyncio.get_running_loop()
-        while not self._stopping.is_set():
+        while not self._stopping:
             try:
                 await self._connected()
             except Exception as error:  # noqa: BLE001 - whatever it is, the next attempt may succeed
@@ -226,9 +275,14 @@ class ServerPresence(Presence):
             if self._started is not None:
                 self._started(None)
                 self._started = None
+            told: Report | None = None
             while not await self._pause(self._seconds):
-                if not entered or (await self._execute(session, beat(self._dialect, self._who))).count == 0:
+                if not entered:
                     entered = await self._enter(session)
+                report = self.report
+                if (await self._execute(session, beat(self._dialect, self._who, report, told))).count == 0:
+                    entered, report = await self._enter(session), None
+                told = report
             await self._execute(session, delete(self._dialect, self._who))
             async with asyncio.timeout(self._seconds):
                 await session.close()
@@ -246,13 +300,12 @@ class ServerPresence(Presence):
             return await session.wire.execute(session.raw, sql)
 
     async def _pause(self, seconds: float) -> bool:
-        """Wait; true as soon as it is to stop."""
-        try:
+        """Wait, at most until there is news; true as soon as it is to stop."""
+        with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await self._stopping.wait()
-        except TimeoutError:
-            return False
-        return True
+                await self._news.wait()
+        self._news.clear()
+        return self._stopping
 
 
 def _settle(first: "asyncio.Future[None]", error: Exception | None) -> None:

@@ -213,7 +213,7 @@ def encode_payload(payload: bytes | None) -> tuple[str | None, str | None]:
     return (base64.b64encode(payload).decode(), "base64") if "\x00" in text else (text, None)
 
 
-def encode_document(value: Json) -> str:
+def encode_document(value: Json | Sequence[str]) -> str:
     """Return strict JSON text that every database takes. Raises `PayloadError`."""
     try:
         text = json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":"))

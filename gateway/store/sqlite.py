@@ -173,9 +173,9 @@ class SqliteDriver(Driver):
         """Return a handler's transaction; it waits for its turn when it opens."""
         return JobTransaction(self.engine, self._wire, run=self.run, seconds=self._seconds, turn=self._writer.turn)
 
-    def presence(self, *, incarnation: str, name: str, version: str, lease: float) -> Presence:  # noqa: ARG002
-        """Return the lock on the file and the row; there is nobody else, so no heartbeat is needed."""
-        return FilePresence(self, self._path, Identity.of(incarnation, name, version))
+    def presence(self, *, incarnation: str, name: str, version: str, lease: float) -> Presence:
+        """Return the lock on the file and the row."""
+        return FilePresence(self, self._path, Identity.of(incarnation, name, version), seconds=lease)
 
     def occupied(self) -> bool:
         """Say whether a process holds the lock on the file."""

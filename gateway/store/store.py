@@ -27,7 +27,7 @@ from gateway.store.migrate import check_version
 from gateway.store.opening import open_driver
 from gateway.store.rows import encode_document, needs_clock
 from gateway.store.timetable import Timetable
-from gateway.store.values import Arrival, Finish, Lane, PositionMove, Promotion, Rescue, SourcePosition
+from gateway.store.values import Arrival, Finish, Lane, PositionMove, Promotion, Report, Rescue, SourcePosition
 from gateway.store.within import Caller, enqueue_within
 from gateway.telemetry import emit
 
@@ -110,6 +110,11 @@ class Store(Timetable):
         """For how many seconds this process has been seen alive without a gap."""
         since = None if self._presence is None else self._presence.alive_since
         return 0.0 if since is None else monotonic() - since
+
+    def tell(self, report: Report) -> None:
+        """Have the heartbeat show the others that; nothing if this process is not to be seen. Never waits."""
+        if self._presence is not None:
+            self._presence.tell(report)
 
     # -- in ------------------------------------------------------------------------------------------------------------
 

@@ -269,6 +269,11 @@ gateway_instances = Table(
     Column("startedat", Time, key="started_at", nullable=False, server_default=NOW),
     Column("heartbeatat", Time, key="heartbeat_at", nullable=False, server_default=NOW),
     Column("sessionlock", Boolean(create_constraint=False), key="session_lock", nullable=False),
+    Column("reportedat", Time, key="reported_at"),
+    Column("running", Integer),
+    Column("workers", Integer),
+    Column("connectors", document()),
+    Column("handlers", document()),
     PrimaryKeyConstraint("id"),
     **_INNODB,
 )

@@ -3,9 +3,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from time import monotonic
 from typing import NamedTuple
 
 from gateway.job import PUBLISH, JobStatus, NewJob, QueueJob, new_id
+from gateway.message import Json
 from gateway.outcome import Outcome
 from gateway.store.script import Deferred
 
@@ -133,6 +135,20 @@ class ScheduleFilter:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Orphaned:
+    """Ready jobs that no living instance would run, and how many instances live.
+
+    Nobody is named while an instance has not told yet what it knows, a moment after its start.
+    """
+
+    living: int = 0
+    handlers: Mapping[str, int] = field(default_factory=dict)
+    """By handler, where nobody knows it."""
+    connectors: Mapping[str, int] = field(default_factory=dict)
+    """Messages to be published, by connector, where nobody has it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Statistics:
     """What operators look at: of active rows only."""
 
@@ -141,14 +157,33 @@ class Statistics:
     ready: Mapping[str, int]
     """Jobs that could run now or stand in line, by lane."""
     ready_handlers: Mapping[str, int]
-    """The same by handler; those that no instance knows are seen here."""
+    """The same by handler."""
+    orphaned: "Orphaned"
     oldest_ready: float | None
     """Seconds since the oldest of them was created."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What a process tells of itself: its load, its connectors by name, and the handlers whose jobs it runs."""
+
+    running: int
+    """Handlers that run."""
+    workers: int
+    """Handlers that may run at the same time; 0 if it runs no jobs."""
+    connectors: Json
+    handlers: Sequence[str]
+    at: float = field(default_factory=monotonic)
+    """`time.monotonic()` when it was made."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class InstanceRow:
-    """One gateway process as the database knows it. `age` is seconds since its last heartbeat."""
+    """One gateway process as the database knows it. What it reports is None until its first report.
+
+    `age` and `report_age` are seconds, by the database's clock, since its last heartbeat and since it made its last
+    report: a process whose event loop is stuck goes on beating, but reports nothing new.
+    """
 
     id: str
     name: str
@@ -158,3 +193,10 @@ class InstanceRow:
     started_at: datetime
     heartbeat_at: datetime
     age: float
+    alive: bool
+    """False once others would rescue its jobs: its lease is over, or the session lock it took is free."""
+    report_age: float | None = None
+    running: int | None = None
+    workers: int | None = None
+    connectors: Json | None = None
+    handlers: Sequence[str] | None = None

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from gateway.connector import StoredPosition
 from gateway.job import JobHistory, QueueJob
-from gateway.store import operate, positions
+from gateway.store import instances, operate, positions
 from gateway.store.dialect import Dialect
 from gateway.store.driver import Driver
 from gateway.store.values import InstanceRow, JobFilter, SourcePosition, Statistics
@@ -30,18 +30,19 @@ class Views:
 
     async def statistics(self) -> Statistics:
         """Count jobs."""
-        return await self._driver.read(lambda: operate.statistics(self._dialect))
+        occupied = self._driver.occupied()
+        return await self._driver.read(lambda: operate.statistics(self._dialect, self._lease, occupied))
 
     async def instances(self) -> Sequence[InstanceRow]:
         """Return the processes that the database knows, dead ones for a day included."""
-        return await self._driver.read(lambda: operate.instances(self._dialect))
+        occupied = self._driver.occupied()
+        return await self._driver.read(lambda: instances.find(self._dialect, self._lease, occupied))
 
     async def running(self) -> Sequence[InstanceRow]:
         """Return those of them that may be alive: one that is cut off or was just killed counts for its lease."""
-        occupied = self._driver.occupied()
-        if occupied is None:
-            return await self._driver.read(lambda: operate.running(self._dialect, self._lease))
-        return sorted(await self.instances(), key=lambda row: row.started_at)[-1:] if occupied else []
+        if self._driver.occupied() is None:
+            return await self._driver.read(lambda: instances.running(self._dialect, self._lease))
+        return [row for row in await self.instances() if row.alive]
 
     async def positions(
         self, connector: str, cluster: str, topic: str, partitions: Iterable[int]

@@ -146,6 +146,11 @@ CREATE TABLE IF NOT EXISTS gateway_instances (
     startedat DATETIME(6) DEFAULT (utc_timestamp(6)) NOT NULL,
     heartbeatat DATETIME(6) DEFAULT (utc_timestamp(6)) NOT NULL,
     sessionlock BOOLEAN NOT NULL,
+    reportedat DATETIME(6),
+    running INTEGER,
+    workers INTEGER,
+    connectors JSON,
+    handlers JSON,
     PRIMARY KEY (id)
 ) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COLLATE=utf8mb4_unicode_ci;
 

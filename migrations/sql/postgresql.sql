@@ -170,6 +170,11 @@ CREATE TABLE gateway_instances (
     startedat TIMESTAMP WITHOUT TIME ZONE DEFAULT (now() AT TIME ZONE 'utc') NOT NULL,
     heartbeatat TIMESTAMP WITHOUT TIME ZONE DEFAULT (now() AT TIME ZONE 'utc') NOT NULL,
     sessionlock BOOLEAN NOT NULL,
+    reportedat TIMESTAMP WITHOUT TIME ZONE,
+    running INTEGER,
+    workers INTEGER,
+    connectors JSONB,
+    handlers JSONB,
     PRIMARY KEY (id)
 );
 

@@ -173,6 +173,11 @@ CREATE TABLE gateway_instances (
     startedat TEXT DEFAULT (strftime('%Y-%m-%d %H:%M:%f000', 'now')) NOT NULL,
     heartbeatat TEXT DEFAULT (strftime('%Y-%m-%d %H:%M:%f000', 'now')) NOT NULL,
     sessionlock BOOLEAN NOT NULL,
+    reportedat TEXT,
+    running INTEGER,
+    workers INTEGER,
+    connectors TEXT,
+    handlers TEXT,
     PRIMARY KEY (id)
 );
 

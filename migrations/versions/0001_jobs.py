@@ -203,6 +203,11 @@ TABLES = {
     startedat {time} DEFAULT {now} NOT NULL,
     heartbeatat {time} DEFAULT {now} NOT NULL,
     sessionlock BOOLEAN NOT NULL,
+    reportedat {time},
+    running INTEGER,
+    workers INTEGER,
+    connectors {json},
+    handlers {json},
     PRIMARY KEY (id)""",
     "source_positions": """
     connector VARCHAR(255){exact} NOT NULL,

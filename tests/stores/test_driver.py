@@ -1,6 +1,7 @@
 """What every driver promises to the verbs, on each database in turn."""
 
 import asyncio
+import json
 import random
 import sqlite3
 import ssl
@@ -23,12 +24,18 @@ from gateway.store.presence import Identity, insert
 from gateway.store.script import Deferred, Script, Sql
 from gateway.store.server import ServerDriver
 from gateway.store.sockets import tls
+from gateway.store.values import Report
 from tests.faults import FaultProxy
 
 CREATE = "CREATE TABLE effects (id INTEGER PRIMARY KEY, note VARCHAR(20) NOT NULL)"
 INSTANCES = """CREATE TABLE gateway_instances (id VARCHAR(255) PRIMARY KEY, name VARCHAR(255), version VARCHAR(50),
- host VARCHAR(255), pid INTEGER, startedat {time}, heartbeatat {time}, sessionlock BOOLEAN)"""
-TIME = {"sqlite": "VARCHAR(26)", "postgresql": "TIMESTAMP", "mysql": "DATETIME(6)"}
+ host VARCHAR(255), pid INTEGER, startedat {time}, heartbeatat {time}, sessionlock BOOLEAN, reportedat {time},
+ running INTEGER, workers INTEGER, connectors {json}, handlers {json})"""
+TYPES = {
+    "sqlite": {"time": "TEXT", "json": "TEXT"},
+    "postgresql": {"time": "TIMESTAMP", "json": "JSONB"},
+    "mysql": {"time": "DATETIME(6)", "json": "JSON"},
+}
 
 
 def one(sql: Sql) -> Callable[[], Script[Any]]:
@@ -171,7 +178,7 @@ async def test_many_at_once_each_fail_alone(driver: Driver) -> None:
 async def test_the_dialects_clock_is_utc_to_the_microsecond(driver: Driver) -> None:
     dialect = driver.dialect
     moment = datetime(2031, 2, 3, 4, 5, 6, 789012, UTC)
-    await driver.run(one(Sql(f"CREATE TABLE times (at {TIME[dialect.name]})")))
+    await driver.run(one(Sql(f"CREATE TABLE times (at {TYPES[dialect.name]['time']})")))
     await driver.run(one(Sql(f"INSERT INTO times VALUES ({dialect.placeholder(1)})", (dialect.moment(moment),))))
     query = f"SELECT at, {dialect.now}, {dialect.later(dialect.placeholder(1))}, {dialect.age('at')} FROM times"
     ((at, now, later, age),) = await driver.read(one(Sql(query, (90.5,), "rows")))
@@ -407,7 +414,7 @@ async def test_processes_ring_at_each_other_but_not_at_themselves(postgresql_url
 @pytest.fixture
 async def instances(database_url: str) -> AsyncIterator[Driver]:
     driver = await open_driver(database_url)
-    await driver.run(one(Sql(INSTANCES.format(time=TIME[driver.dialect.name]))))
+    await driver.run(one(Sql(INSTANCES.format(**TYPES[driver.dialect.name]))))
     yield driver
     await driver.close()
 
@@ -434,23 +441,54 @@ async def test_presence_comes_beats_and_goes(instances: Driver) -> None:
     assert presence.alive_since is None
 
 
+async def test_a_presence_tells_news_at_once_and_the_load_with_its_heartbeat(instances: Driver) -> None:
+    told = Sql("SELECT running, workers, connectors, handlers FROM gateway_instances", (), "rows")
+
+    async def tells(expected: list[object]) -> None:
+        async def is_told() -> bool:
+            rows = await instances.read(one(told))
+            found = [json.loads(each) if isinstance(each, str | bytes) else each for each in rows[0]]
+            return found == expected
+
+        await until(is_told)
+
+    lists: Any = {"connectors": {"web": {"state": "connected"}}, "handlers": ("a", "b é")}
+    slow = instances.presence(incarnation="plant/1", name="plant", version="1", lease=3000)
+    await slow.start()
+    slow.tell(Report(running=1, workers=2, **lists))
+    await tells([1, 2, lists["connectors"], ["a", "b é"]])
+    await slow.stop()
+    quick = instances.presence(incarnation="plant/2", name="plant", version="1", lease=0.3)
+    await quick.start()
+    quick.tell(Report(running=1, workers=2, **lists))
+    await tells([1, 2, lists["connectors"], ["a", "b é"]])
+    quick.tell(Report(running=2, workers=2, **lists))
+    await tells([2, 2, lists["connectors"], ["a", "b é"]])
+    if instances.dialect.name != "sqlite":  # pruned by mistake, it tells all anew
+        await instances.run(one(Sql("DELETE FROM gateway_instances")))
+        await until(lambda: instances.read(alive(instances)))
+        await tells([2, 2, lists["connectors"], ["a", "b é"]])
+    await quick.stop()
+
+
 async def test_a_blocked_loop_does_not_stop_the_heartbeat(server_database_url: str) -> None:
     driver = await open_driver(server_database_url)
-    await driver.run(one(Sql(INSTANCES.format(time=TIME[driver.dialect.name]))))
+    await driver.run(one(Sql(INSTANCES.format(**TYPES[driver.dialect.name]))))
     presence = driver.presence(incarnation="plant/1", name="plant", version="1", lease=0.6)
     await presence.start()
+    presence.tell(Report(running=1, workers=2, connectors={}, handlers=()))
     time.sleep(2)  # noqa: ASYNC251 - blocks the loop on purpose
-    ((age,),) = await driver.read(
-        one(Sql(f"SELECT {driver.dialect.age('heartbeatat')} FROM gateway_instances", (), "rows"))
-    )
+    columns = ", ".join(driver.dialect.age(name) for name in ("heartbeatat", "reportedat"))
+    ((age, reported),) = await driver.read(one(Sql(f"SELECT {columns} FROM gateway_instances", (), "rows")))
     assert float(age) < 1
+    assert float(reported) > 1.5, "the report of a stuck loop looks fresh"
     await presence.stop()
     await driver.close()
 
 
 async def test_a_lost_presence_frees_its_lock_and_returns(server_database_url: str) -> None:
     direct = await open_driver(server_database_url)
-    await direct.run(one(Sql(INSTANCES.format(time=TIME[direct.dialect.name]))))
+    await direct.run(one(Sql(INSTANCES.format(**TYPES[direct.dialect.name]))))
     async with FaultProxy(*address(server_database_url)) as proxy:
         driver = await open_driver(through(server_database_url, proxy), statement_timeout=2.0)
         presence = driver.presence(incarnation="plant/1", name="plant", version="1", lease=0.6)
@@ -474,7 +512,7 @@ async def test_a_lost_presence_frees_its_lock_and_returns(server_database_url: s
 
 async def test_a_second_gateway_on_one_file_is_refused(sqlite_url: str) -> None:
     first, second = [await open_driver(sqlite_url) for _ in range(2)]
-    await first.run(one(Sql(INSTANCES.format(time="TEXT"))))
+    await first.run(one(Sql(INSTANCES.format(**TYPES["sqlite"]))))
     presence = first.presence(incarnation="a", name="a", version="1", lease=10)
     await presence.start()
     rival = second.presence(incarnation="b", name="b", version="1", lease=10)
@@ -506,7 +544,7 @@ async def test_a_file_that_was_replaced_is_not_written_to(sqlite_url: str) -> No
 
 async def test_a_gateway_ends_though_its_file_was_replaced(sqlite_url: str) -> None:
     driver = await open_driver(sqlite_url)
-    await driver.run(one(Sql(INSTANCES.format(time="TEXT"))))
+    await driver.run(one(Sql(INSTANCES.format(**TYPES["sqlite"]))))
     presence = driver.presence(incarnation="a", name="a", version="1", lease=10)
     await presence.start()
     path = Path(urlsplit(sqlite_url).path[1:])

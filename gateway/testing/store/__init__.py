@@ -12,7 +12,7 @@ import pytest
 pytest.register_assert_rewrite(
     *(
         f"gateway.testing.store.{part}"
-        for part in ("harness", "ingesting", "claiming", "finishing", "upkeep", "operating", "scheduling")
+        for part in ("harness", "ingesting", "claiming", "finishing", "instances", "upkeep", "operating", "scheduling")
     )
 )
 
@@ -20,6 +20,7 @@ from gateway.testing.store.claiming import Claiming  # noqa: E402 - asserts are 
 from gateway.testing.store.finishing import Finishing  # noqa: E402
 from gateway.testing.store.harness import Database, Lossy  # noqa: E402
 from gateway.testing.store.ingesting import Ingesting  # noqa: E402
+from gateway.testing.store.instances import Instances  # noqa: E402
 from gateway.testing.store.operating import Operating  # noqa: E402
 from gateway.testing.store.scheduling import Scheduling  # noqa: E402
 from gateway.testing.store.upkeep import Upkeep  # noqa: E402
@@ -27,5 +28,5 @@ from gateway.testing.store.upkeep import Upkeep  # noqa: E402
 __all__ = ["Database", "Lossy", "StoreConformance"]
 
 
-class StoreConformance(Ingesting, Claiming, Finishing, Upkeep, Operating, Scheduling):
+class StoreConformance(Ingesting, Claiming, Finishing, Instances, Upkeep, Operating, Scheduling):
     """All of it."""

@@ -3,6 +3,7 @@
 import asyncio
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from datetime import datetime
 from typing import Any, ClassVar, Literal
 
 import pytest
@@ -154,3 +155,7 @@ class Suite:
         (claimed,) = await self.claim(store, 1, Lane.of(job))
         assert claimed.id == job.id
         return claimed
+
+    async def moment(self, database: Database, text: str) -> object:
+        """Return a time as a parameter of plain SQL."""
+        return text + ".000000" if database.engine.dialect.name == "sqlite" else datetime.fromisoformat(text)

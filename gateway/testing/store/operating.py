@@ -4,7 +4,7 @@ from gateway.errors import LeaseLost
 from gateway.job import JobStatus, NewJob
 from gateway.outcome import Discard, Retry
 from gateway.store import JobFilter, Store
-from gateway.testing.store.harness import Database, Suite, finished, jobs
+from gateway.testing.store.harness import Suite, finished, jobs
 
 
 class Operating(Suite):
@@ -97,14 +97,6 @@ class Operating(Suite):
         assert counted.ready_handlers == {"c": 2, "gateway.publish": 1}
         assert counted.oldest_ready is not None
         assert 0 <= counted.oldest_ready < 10
-
-    async def test_instances_are_seen_alive(self, database: Database, store: Store) -> None:
-        others = [await database.open()] if self.shared else []
-
-        rows = await store.instances()
-
-        assert {row.id for row in rows} == {store.incarnation, *(other.incarnation for other in others)}
-        assert all(row.name == "test" and 0 <= row.age < 10 for row in rows)
 
     async def test_the_database_answers_and_is_judged(self, store: Store) -> None:
         await store.ping()

@@ -38,12 +38,6 @@ class Upkeep(Suite):
             at=await self.moment(database, long_ago),
         )
 
-    async def moment(self, database: Database, text: str) -> object:
-        """Return a time as a parameter of plain SQL."""
-        from datetime import datetime
-
-        return text + ".000000" if database.engine.dialect.name == "sqlite" else datetime.fromisoformat(text)
-
     async def age(self, database: Database, where: str = "1 = 1") -> None:
         """Let jobs have been finished long ago."""
         at = await self.moment(database, "2001-01-01 00:00:00")
@@ -289,18 +283,3 @@ class Upkeep(Suite):
         await store.prune(timedelta(days=1), 100)
 
         assert sorted(row.id for row in await store.instances()) == sorted(["holding", store.incarnation])
-
-    async def test_those_that_run_are_told_from_those_that_are_gone(self, database: Database, store: Store) -> None:
-        old = await self.moment(database, "2001-01-01 00:00:00")
-        await database.sql(
-            "INSERT INTO gateway_instances (id, name, version, host, pid, sessionlock, startedat)"
-            " VALUES ('dead', 'x', '1', 'h', 1, TRUE, :old)",
-            old=old,
-        )
-        late = "" if self.locks else " WHERE id = 'dead'"
-        await database.sql(f"UPDATE gateway_instances SET heartbeatat = :old{late}", old=old)  # noqa: S608 - as above
-        watcher = await database.open(present=False)
-
-        assert [row.id for row in await watcher.running()] == [store.incarnation]
-        await store.close()
-        assert list(await watcher.running()) == []
