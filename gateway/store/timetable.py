@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 
 from gateway.job import Schedule, new_id
-from gateway.store import schedules
+from gateway.store import schedules, ticks
 from gateway.store.signals import Signals
+from gateway.store.turns import Asking, Turn, Verdict, check
 from gateway.store.values import Lane, ScheduleFilter
 
 
@@ -23,8 +24,10 @@ class Timetable(Signals):
     async def put_schedule(self, schedule: Schedule, *, replace: bool = True) -> Schedule | None:
         """Insert a schedule, or change the one of its name, which keeps its id and its counters.
 
-        Returns it as it now is; None if the name is taken and not to be replaced.
+        Returns it as it now is; None if the name is taken and not to be replaced. Raises `ConfigError` with every
+        mistake in when it is to fire.
         """
+        check(schedule)
         made = await self._run(
             "schedule", lambda: schedules.put(self._dialect, schedule, replace=replace), retry=replace
         )
@@ -62,3 +65,33 @@ class Timetable(Signals):
             return None
         self._ready([job])
         return job_id
+
+    # -- the scheduler's own -------------------------------------------------------------------------------------------
+
+    async def next_tick(self) -> float | None:
+        """Return the seconds until a schedule is due or to be planned: 0 or less if one is; None: there is none."""
+        return await self._driver.read(lambda: ticks.next_wake(self._dialect))
+
+    async def plan(self, patience: float) -> Sequence[Turn]:
+        """Find the next ticks of a batch of schedules that are new or were changed; makes no jobs.
+
+        A tick between a change and now counts, unless the change was more than `patience` seconds ago.
+        """
+        return (await self._run("plan", lambda: ticks.plan_changed(self._dialect, patience))).turns
+
+    async def asking(self) -> Sequence[Asking]:
+        """Return a batch of schedules that are due and whose condition has to be asked first."""
+        return await self._driver.read(lambda: ticks.asking(self._dialect))
+
+    async def fire(self, verdicts: Mapping[str, Verdict] | None = None) -> Sequence[Turn]:
+        """Make the jobs of a batch of due schedules, each tick one, and move them to their next ticks.
+
+        Without `verdicts` those without a condition; with them, by their schedules' ids, those whose conditions were
+        asked. If the answer to COMMIT is lost, the next call goes on from what was committed.
+        """
+        if verdicts is None:
+            moved = await self._run("fire", lambda: ticks.fire(self._dialect))
+        else:
+            moved = await self._run("fire", lambda: ticks.fire_decided(self._dialect, verdicts))
+        self._ready(moved.jobs)
+        return moved.turns

@@ -215,6 +215,9 @@ _OLD = """SELECT id FROM queue_jobs {force ix_queue_jobs_completed} WHERE comple
 _DROP_HISTORIES = "DELETE FROM job_histories WHERE jobid {any $1}"
 _DROP_JOBS = "DELETE FROM queue_jobs WHERE id {any $1} AND statusid IN (3, 4, 6)"
 _EXPIRED = "SELECT connector, keyhash FROM inbound_dedupe WHERE expiresat < {now} ORDER BY expiresat LIMIT $1"
+TICKS_KEPT = 7 * 86400.0
+"""Seconds after which a tick is forgotten: no clock is put back so far."""
+_TICKS = "SELECT scheduleid, tick FROM schedule_ticks WHERE tick < {later $1} ORDER BY tick LIMIT $2"
 _GONE = """DELETE FROM gateway_instances WHERE heartbeatat < {later -86400.0} AND id <> $1 AND NOT EXISTS
  (SELECT 1 FROM queue_jobs q WHERE q.statusid = 2 AND q.claimedby = gateway_instances.id)"""
 
@@ -234,13 +237,19 @@ def prune(dialect: Dialect, older_than: timedelta, limit: int) -> Script[int]:
 
 
 def forget(dialect: Dialect, limit: int, me: str) -> Script[None]:
-    """Delete expired dedupe keys, and instances that have been dead for a day and hold nothing; never this one."""
-    mark = dialect.placeholder
-    rows = (yield compose(dialect, _EXPIRED).rows(limit)).rows
-    if rows:
-        text = f"DELETE FROM inbound_dedupe WHERE connector = {mark(1)} AND keyhash = {mark(2)}"
-        yield Sql(text, [tuple(row) for row in rows], "many")
+    """Delete expired dedupe keys, old ticks, and instances dead for a day that hold nothing; never this one."""
+    expired = (yield compose(dialect, _EXPIRED).rows(limit)).rows
+    yield from _drop(dialect, "inbound_dedupe", ("connector", "keyhash"), expired)
+    ticks = (yield compose(dialect, _TICKS).rows(-TICKS_KEPT, limit)).rows
+    yield from _drop(dialect, "schedule_ticks", ("scheduleid", "tick"), ticks)
     yield compose(dialect, _GONE)(me)
+
+
+def _drop(dialect: Dialect, table: str, key: tuple[str, str], rows: Sequence[Sequence[object]]) -> Script[None]:
+    if rows:
+        mark = dialect.placeholder
+        text = f"DELETE FROM {table} WHERE {key[0]} = {mark(1)} AND {key[1]} = {mark(2)}"
+        yield Sql(text, [tuple(row) for row in rows], "many")
 
 
 def held_by(jobs: Sequence[QueueJob]) -> list[tuple[str, str]]:

@@ -18,6 +18,7 @@ ALL: Final = frozenset(
 )
 BY_COMMAND: Final = frozenset(
     {f"position.{moment}" for moment in ("start", "committed")}
+    | {f"{verb}.{moment}" for verb in ("plan", "fire") for moment in ("start", "written", "committed")}
     | {f"schedule.{moment}" for moment in ("start", "written", "committed")}
 )
 """No running gateway gets there: a command that sets a position or a schedule is a process of its own, and does

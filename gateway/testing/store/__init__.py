@@ -12,7 +12,17 @@ import pytest
 pytest.register_assert_rewrite(
     *(
         f"gateway.testing.store.{part}"
-        for part in ("harness", "ingesting", "claiming", "finishing", "instances", "upkeep", "operating", "scheduling")
+        for part in (
+            "harness",
+            "ingesting",
+            "claiming",
+            "finishing",
+            "instances",
+            "upkeep",
+            "operating",
+            "scheduling",
+            "ticking",
+        )
     )
 )
 
@@ -23,10 +33,11 @@ from gateway.testing.store.ingesting import Ingesting  # noqa: E402
 from gateway.testing.store.instances import Instances  # noqa: E402
 from gateway.testing.store.operating import Operating  # noqa: E402
 from gateway.testing.store.scheduling import Scheduling  # noqa: E402
+from gateway.testing.store.ticking import Ticking  # noqa: E402
 from gateway.testing.store.upkeep import Upkeep  # noqa: E402
 
 __all__ = ["Database", "Lossy", "StoreConformance"]
 
 
-class StoreConformance(Ingesting, Claiming, Finishing, Instances, Upkeep, Operating, Scheduling):
+class StoreConformance(Ingesting, Claiming, Finishing, Instances, Upkeep, Operating, Scheduling, Ticking):
     """All of it."""
