@@ -2,8 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from typing import NamedTuple
 
@@ -87,6 +87,7 @@ class Executor:
             maintenance=maintenance,
             name=instance,
             freed=self._nudge,
+            lost=self._forget,
         )
         self._held: dict[str, QueueJob] = {}
         self._claiming = 0
@@ -194,19 +195,31 @@ class Executor:
             self._settle_down()
         self._claimed_at = time.monotonic()
         if jobs:
-            self._workers.appetite.claimed(jobs)
+            with self._caring_for(jobs):
+                self._workers.appetite.claimed(jobs)
             emit("job.claimed", lane=lane, count=len(jobs), seconds=self._claimed_at - started)
         return jobs
 
     def _accept(self, jobs: Sequence[QueueJob]) -> None:
         known = []
-        for job in jobs:
-            handler = None if self._draining else self._handler(job.handler)
-            if handler is None:
-                self._committer.give_back(job)
-            else:
-                known.append((job, handler))
+        with self._caring_for(jobs):
+            for job in jobs:
+                handler = None if self._draining else self._handler(job.handler)
+                if handler is None:
+                    self._committer.give_back(job)
+                else:
+                    known.append((job, handler))
         self._workers.accept(known)
+
+    @contextmanager
+    def _caring_for(self, jobs: Sequence[QueueJob]) -> Iterator[None]:
+        """Hold these jobs no longer if an error keeps them from their workers: the janitor makes them ready again."""
+        try:
+            yield
+        except BaseException:
+            for job in jobs:
+                self._forget(job)
+            raise
 
     def _handler(self, name: str) -> Handler | None:
         """Return a handler; one that cannot be loaded is told once, and its jobs are left for other instances."""

@@ -21,7 +21,10 @@ from gateway.telemetry import emit
 
 
 class Workers:
-    """Starts accepted jobs in order as workers become free; `freed` is called whenever one does."""
+    """Starts accepted jobs in order as workers become free; `freed` is called whenever one does.
+
+    `lost` is called with a job that could not be started, and that nobody here will care for any more.
+    """
 
     def __init__(  # noqa: PLR0913 - one part of the executor, taken out of it to be read by itself
         self,
@@ -36,6 +39,7 @@ class Workers:
         maintenance: Maintenance | None,
         name: str,
         freed: Callable[[], None],
+        lost: Callable[[QueueJob], None],
     ) -> None:
         self._store = store
         self._settler = settler
@@ -46,6 +50,7 @@ class Workers:
         self._patience = patience
         self._maintenance = maintenance
         self._freed = freed
+        self._lost = lost
         self._threads = Threads(count, name=f"{name}-handler")
         self._variables: Variables = copy_context()
         self._running: set[Attempt] = set()
@@ -95,7 +100,11 @@ class Workers:
     def _pump(self) -> None:
         while self.ready and self.free > 0:
             job, handler = self.ready.popleft()
-            self._start(job, handler)
+            try:
+                self._start(job, handler)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the jobs behind it must run
+                emit("service.error", service="executor", error=error)
+                self._lost(job)
 
     def _start(self, job: QueueJob, handler: Handler) -> None:
         timeout = handler.options.timeout if job.timeout is None else job.timeout
@@ -107,12 +116,12 @@ class Workers:
             timeout=self._timeout if timeout is None else timeout,
         )
         attempt.effects.on_progress = partial(self._progress.note, attempt)
-        self._running.add(attempt)
-        emit("job.started", job=job.id, handler=handler.name, attempt=job.attempt)
         loop = asyncio.get_running_loop()
         attempt.task = asyncio.Task(
             self._run(attempt), loop=loop, name=TASK_PREFIX + handler.name, context=self._variables.copy()
         )
+        self._running.add(attempt)
+        emit("job.started", job=job.id, handler=handler.name, attempt=job.attempt)
         if not self._fresh:
             loop.call_soon(self._arm)
         self._fresh.append(attempt)

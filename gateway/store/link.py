@@ -5,13 +5,16 @@ table would otherwise keep a sequential scan for ever. Handlers' connections and
 """
 
 import asyncio
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import date, datetime, time, timedelta
 from typing import Any
 
 import asyncpg  # type: ignore[import-untyped]
 from sqlalchemy import URL, event
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import NullPool
 
 from gateway.store.sockets import keepalive, tls
 
@@ -41,6 +44,10 @@ UNNAMED: Mapping[str, Any] = {
     "prepared_statement_name_func": lambda: "",
 }
 """asyncpg's and SQLAlchemy's ways of preparing no statement by name: another session would not know it."""
+
+
+_EPOCH = datetime(2000, 1, 1)  # noqa: DTZ001 - PostgreSQL's, without a zone
+_MICROSECOND = timedelta(microseconds=1)
 
 
 def limits(seconds: float) -> dict[str, str]:
@@ -81,6 +88,19 @@ class Link:
 
         return engine
 
+    def own_engine(self, settings: Mapping[str, str]) -> AsyncEngine:
+        """Return an engine for the gateway's own connections, on which every row of a table can be read.
+
+        What Python cannot hold, but people can insert by SQL, must not make a claim fail after it was committed.
+        """
+        engine = self.engine(settings, poolclass=NullPool, json_deserializer=_document)
+
+        @event.listens_for(engine.sync_engine, "connect")
+        def _(connection: Any, _: Any) -> None:
+            connection.run_async(_read_any_moment)
+
+        return engine
+
     def beginning(self, settings: Mapping[str, str]) -> str:
         """Return what begins a transaction that has these settings."""
         own = settings.items() if self.pooled else ()
@@ -115,3 +135,29 @@ class Link:
             await raw.execute("SET client_connection_check_interval = 2000")
         except asyncpg.PostgresError:
             await asyncio.sleep(0)  # before PostgreSQL 14, or on a system that cannot tell: TCP's own timeouts remain
+
+
+async def _read_any_moment(raw: Any) -> None:
+    await raw.set_type_codec("timestamp", schema="pg_catalog", format="tuple", encoder=_encode, decoder=_decode)
+
+
+def _encode(moment: date) -> tuple[int]:
+    if not isinstance(moment, datetime):
+        moment = datetime.combine(moment, time())
+    return ((moment - _EPOCH) // _MICROSECOND,)
+
+
+def _decode(value: tuple[int]) -> datetime:
+    """Return the moment, or the nearest one that Python knows."""
+    try:
+        return _EPOCH + timedelta(microseconds=value[0])
+    except OverflowError:
+        return datetime.max if value[0] > 0 else datetime.min  # noqa: DTZ901 - as the column, without a zone
+
+
+def _document(text: str) -> Any:
+    """Return the JSON value; None for one that is too deep, or has a number too long, for Python."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None

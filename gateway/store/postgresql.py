@@ -11,7 +11,6 @@ from typing import Any, Self
 
 import asyncpg  # type: ignore[import-untyped]
 from sqlalchemy import URL
-from sqlalchemy.pool import NullPool
 
 from gateway.errors import StoreError, StoreUnavailable
 from gateway.store.dialect import Dialect
@@ -140,8 +139,7 @@ class PostgresqlDriver(ServerDriver):
     def __init__(self, link: Link, *, pool_size: int) -> None:
         seconds = link.seconds
         ours = limits(seconds)
-        own = link.engine(ours | PLANNER, poolclass=NullPool)
-        readers = link.engine(ours, poolclass=NullPool)
+        own, readers = link.own_engine(ours | PLANNER), link.own_engine(ours)
         engine = link.engine({}, pool_size=pool_size, max_overflow=0, pool_timeout=seconds)
         watch(engine.sync_engine)
         watch_text(own.sync_engine)

@@ -33,6 +33,8 @@ from gateway.telemetry import emit
 
 POSTPONE_SECONDS = 1.0
 """How often rows inserted by hand for a later time are looked for."""
+FORGOTTEN_SECONDS = 5.0
+"""After what time a job claimed here that nobody here holds is made ready again; a claim's answer may take as long."""
 LEAVE_SECONDS = 1.0
 """How long the last jobs in this process's name may take to be given back as it ends."""
 
@@ -182,7 +184,12 @@ class Store(Timetable):
         claim = Claim(lane, limit, handlers, new_token(), self.incarnation)
         jobs = await self._claim(claim, after)
         if len(jobs) < limit and after != (start := Cursor().place):
-            jobs += await self._claim(Claim(lane, limit - len(jobs), handlers, new_token(), self.incarnation), start)
+            rest = Claim(lane, limit - len(jobs), handlers, new_token(), self.incarnation)
+            try:
+                jobs += await self._claim(rest, start)
+            except StoreError:
+                if not jobs:  # else what is claimed already would be forgotten
+                    raise
         cursor.move(jobs, limit)
         return jobs
 
@@ -221,7 +228,7 @@ class Store(Timetable):
 
     async def reclaim(self, held: Collection[str]) -> int:
         """Give back what stands in this process's name for 5 s and whose claim token is not in `held`."""
-        return await self._reclaim(set(held), 5.0)
+        return await self._reclaim(set(held), FORGOTTEN_SECONDS)
 
     async def report(self, job: QueueJob, progress: Json) -> None:
         """Write a running job's progress, at once and apart from its transaction; nothing if its claim is lost."""

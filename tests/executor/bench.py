@@ -3,7 +3,7 @@
 import asyncio
 from contextlib import asynccontextmanager
 
-from sqlalchemy import Column, MetaData, String, Table, insert, select
+from sqlalchemy import Column, MetaData, String, Table, insert, select, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from gateway.coordination import Wakeup
@@ -106,3 +106,10 @@ async def enqueue(b, count, name="h", **options):
 
 async def statuses(b, jobs):
     return [(await b.store.get(job)).status for job in jobs]
+
+
+async def make_suspect(b, job):
+    async with b.store.engine.begin() as connection:
+        await connection.execute(
+            text("UPDATE queue_jobs SET crashcount = 2, statusid = 0, scheduledat = NULL WHERE id = :id"), {"id": job}
+        )

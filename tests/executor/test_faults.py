@@ -6,9 +6,11 @@ import pytest
 
 from gateway.crashpoint import armed
 from gateway.errors import StoreUnavailable
+from gateway.executor import workers
 from gateway.handler import Handler, handler
+from gateway.janitor import Intervals, Janitor
 from gateway.job import JobStatus, NewJob
-from tests.executor.bench import bench, effect, enqueue, note, running, statuses, until
+from tests.executor.bench import bench, effect, enqueue, make_suspect, note, running, statuses, until
 
 
 @pytest.fixture
@@ -232,3 +234,51 @@ async def test_progress_is_written_while_the_handler_runs(b):
                 await asyncio.sleep(0.01)
         gate.set()
         await until(lambda: b.told("job.finished"))
+
+
+@pytest.mark.parametrize("lane", ["run", "alone"])
+@pytest.mark.parametrize("place", ["claim.committed", "appetite", "accept", "start"])
+async def test_a_claimed_job_that_an_error_keeps_from_its_worker_is_given_back(b, monkeypatch, place, lane):
+    """Whatever the error is: nobody holds the job, so that it runs after all, and its lane goes on."""
+    monkeypatch.setattr("gateway.store.store.FORGOTTEN_SECONDS", 0.3)
+    b.handlers["h"] = Handler.of("h", note)
+    jobs = await enqueue(b, 30)
+    if lane == "alone":
+        await make_suspect(b, jobs[7])
+    left = 1
+
+    def fail(*_, **__):
+        nonlocal left
+        if left:
+            left -= 1
+            raise RuntimeError(f"injected: {place}")
+
+    executor = b.executor(workers=4)
+    fail_in(monkeypatch, executor, place, fail)
+    janitor = Janitor(b.store, held=lambda: executor.held, wake=b.wake, intervals=Intervals(reclaim=0.1))
+    with armed(lambda point: fail() if point == place else None):
+        async with running(executor):
+            reclaiming = asyncio.create_task(janitor.loops[2].run())
+            await until(lambda: len(b.told("job.finished")) == 30)
+            reclaiming.cancel()
+    assert left == 0
+    assert sorted(job for job, _ in await b.effects()) == sorted(jobs)
+    assert {(await b.store.get(job)).retry_count for job in jobs} == {0}
+    assert not b.told("job.lost")
+
+
+def fail_in(monkeypatch, executor, place, fail):
+    """Have `fail` called at a place between a claim's answer and the start of its handlers."""
+    owner, name = {
+        "appetite": (executor._workers.appetite, "claimed"),
+        "accept": (executor, "_handler"),
+        "start": (workers, "Effects"),
+    }.get(place, (None, ""))
+    if owner is not None:
+        real = getattr(owner, name)
+
+        def failing(*arguments, **options):
+            fail()
+            return real(*arguments, **options)
+
+        monkeypatch.setattr(owner, name, failing)

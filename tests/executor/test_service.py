@@ -1,12 +1,11 @@
 import asyncio
 
 import pytest
-from sqlalchemy import text
 
 from gateway.handler import Handler
 from gateway.job import JobStatus
 from gateway.store import Lane
-from tests.executor.bench import bench, enqueue, note, running, statuses, until
+from tests.executor.bench import bench, enqueue, make_suspect, note, running, statuses, until
 
 
 @pytest.fixture
@@ -152,10 +151,3 @@ async def test_once_runs_a_suspect_if_there_is_nothing_else(b):
         await make_suspect(b, job)
     assert await b.executor().once() == 2
     assert await statuses(b, jobs) == [JobStatus.COMPLETED] * 2
-
-
-async def make_suspect(b, job):
-    async with b.store.engine.begin() as connection:
-        await connection.execute(
-            text("UPDATE queue_jobs SET crashcount = 2, statusid = 0, scheduledat = NULL WHERE id = :id"), {"id": job}
-        )

@@ -1,13 +1,31 @@
 """Every ready job is claimed once, in order, whatever stands in the rows."""
 
 import asyncio
+from collections.abc import Mapping
+from contextlib import suppress
 
 import pytest
+from sqlalchemy.exc import DBAPIError
 
 from gateway.job import JobStatus, NewJob
 from gateway.outcome import Retry
 from gateway.store import JobFilter, Lane, Store
 from gateway.testing.store.harness import Database, Suite, finished, jobs, until
+
+STRANGE: Mapping[str, str] = {
+    "createdon": "'20000-01-01'",
+    "modifiedon": "'0044-03-15 BC'",
+    "completedat": "'infinity'",
+    "scheduledat": "'-infinity'",
+    "metadata": f"'{'[' * 3000 + ']' * 3000}'",
+    "result": f"'{'9' * 5000}'",
+    "progress": "'{'",
+    "payload": "'no base64', payloadencoding = 'base64'",
+    "priority": "-2147483647",
+    "typeid": "4711",
+    "referenceid": f"""'{{"a": {"9" * 5000}}}', metadata = '{{"a": {"9" * 5000}}}'""",
+}
+"""What people can write into columns and Python, or the gateway, has no value for."""
 
 
 class Claiming(Suite):
@@ -187,6 +205,19 @@ class Claiming(Suite):
 
         assert len({job.id for job in claimed}) == len(claimed) == 3
         assert await store.finish([finished(job) for job in claimed]) == [None] * 3
+
+    async def test_no_row_that_people_can_write_holds_up_a_lane(self, database: Database, store: Store) -> None:
+        for column, value in STRANGE.items():
+            await database.sql("INSERT INTO queue_jobs (id, handler) VALUES (:id, 'h')", id=column)
+            with suppress(DBAPIError):  # then the database refuses it
+                await database.raw(f"UPDATE queue_jobs SET {column} = {value} WHERE id = '{column}'")  # noqa: S608 - as people do
+        await store.enqueue(jobs(2))
+
+        claimed = await self.claim(store)
+
+        assert {job.id for job in claimed} >= STRANGE.keys()
+        assert len(claimed) == len(await store.list(JobFilter())) == len(STRANGE) + 2
+        assert await store.finish([finished(job) for job in claimed]) == [None] * len(claimed)
 
     async def test_a_claim_moves_on_through_a_long_queue(self, store: Store) -> None:
         await store.enqueue(jobs(400))

@@ -72,6 +72,11 @@ class Database:
             result = await connection.execute(text(statement), parameters)
             return [tuple(row) for row in result] if result.returns_rows else []
 
+    async def raw(self, statement: str) -> None:
+        """Run one statement exactly as it stands."""
+        async with self.engine.begin() as connection:
+            await connection.exec_driver_sql(statement)
+
     async def value(self, statement: str, **parameters: Any) -> Any:
         """Return the one value a query gives."""
         rows = await self.sql(statement, **parameters)
