@@ -9,7 +9,7 @@ from typing import ClassVar, Literal, NoReturn
 from pydantic import Field
 
 from gateway.connector import Connector, ConnectorConfig, InboundEntry, Inbox
-from gateway.errors import DeliveryError, Disconnected
+from gateway.errors import DeliveryError, Disconnected, NotConnected
 from gateway.message import Message
 
 PREFETCH = 100
@@ -136,7 +136,7 @@ class MemoryConnector(Connector[MemoryConfig]):
     async def publish(self, message: Message) -> str | None:
         """Queue a message at the broker."""
         if not self._running or not self._broker.up:
-            raise DeliveryError("the broker in memory is not connected")
+            raise NotConnected("the broker in memory is not connected")
         if message.topic in self._broker.refused:
             raise DeliveryError(f"the broker in memory refuses {message.topic!r}", permanent=True)
         headers = (*message.headers, ("message-id", (message.message_id or "").encode()))

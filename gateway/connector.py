@@ -232,7 +232,12 @@ class Connector(ABC, Generic[ConfigT]):
         """Hand over one message; return once the broker has confirmed it, with its answer if it gave one.
 
         Called many times at once, and only between `ready` and the end of `run`. `message.message_id` goes along.
-        Raises `DeliveryError` if the broker did not take it, or outside `run`.
+
+        Raises what decides whether the message has used an attempt. `DeliveryError`, it has: the broker or the adapter
+        refuses it, or no answer came in time. `Disconnected`, it has not: the connection was lost, for whatever
+        reason, before the answer came; `NotConnected` outside `run`, and whenever it could not even be sent. An
+        adapter need not know whether the message itself made the broker cut the connection: the outbox finds that
+        out, by sending it alone, and counts it as the message's own failure.
         """
         raise DeliveryError(f"a connector of type {self.protocol} does not publish", permanent=True)
 

@@ -4,6 +4,7 @@ GatewayError
 ├── ConfigError            the configuration has mistakes; carries all of them
 ├── PluginNotFound         no connector, handler or coordinator of that name is installed
 ├── Disconnected           a connector lost its broker; the supervisor runs it again
+│   └── NotConnected       there is no connection to send through: nothing was sent
 ├── DeliveryError          a broker did not take a message
 ├── StoreError
 │   ├── StoreUnavailable   the database cannot be reached or refuses for now; try again later
@@ -44,6 +45,10 @@ class PluginNotFound(GatewayError):  # noqa: N818 - reads as what happened
 
 class Disconnected(GatewayError):  # noqa: N818 - reads as what happened
     """A connector lost its broker, or could not reach it. Its supervisor runs it again after a pause."""
+
+
+class NotConnected(Disconnected):
+    """A message was not sent, as there is no connection to its broker right now. Says nothing about the message."""
 
 
 class DeliveryError(GatewayError):

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from time import monotonic
@@ -10,11 +11,12 @@ from typing import TypeAlias
 from gateway.coordination import Wakeup
 from gateway.coordination.loop import Loop, back_off
 from gateway.crashpoint import reach
-from gateway.errors import DeliveryError, Disconnected, LeaseLost, StoreError, StoreUnavailable
+from gateway.errors import DeliveryError, Disconnected, LeaseLost, NotConnected, StoreError, StoreUnavailable
 from gateway.job import QueueJob
 from gateway.message import Message
 from gateway.outcome import Completed, RetryPolicy, decide
 from gateway.store import Finish, Lane, Store
+from gateway.suspects import Suspects
 from gateway.telemetry import emit
 
 Publish: TypeAlias = Callable[[Message], Awaitable[str | None]]
@@ -24,6 +26,11 @@ LANE = "outbox"
 """The wake-up lane of the outbox itself: set it when a connector has connected."""
 BATCH = 200
 """Messages of one connector that are on their way at the same time, and rows of one finish."""
+ASIDE = 1000
+"""Messages of one connector that wait to be sent alone, at most."""
+
+_LOOK = 0.2
+"""Seconds between two looks whether one of them has rested."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +48,8 @@ class Outbox:
 
     `publishers` returns these by name. A message is confirmed by the return of its publish, which has `timeout`
     seconds. Rows for a connector that is away, or that this process does not have, stay as they are. The same
-    message may be published again after a crash, with the same id.
+    message may be published again after a crash, with the same id. A lost connection costs none of the messages that
+    were on their way an attempt, unless one of them is what makes the broker cut it, as `Suspects` finds out.
     """
 
     def __init__(
@@ -56,6 +64,7 @@ class Outbox:
     ) -> None:
         self._around = _Surroundings(store, publishers, wake, poll_interval, policy, timeout)
         self._senders: dict[str, _Sender] = {}
+        self._suspects: defaultdict[str, Suspects] = defaultdict(Suspects)
         self._draining = False
         self._loop = Loop("outbox", self._steer, pause=lambda seconds: wake.wait(LANE, seconds))
 
@@ -68,7 +77,7 @@ class Outbox:
 
     async def once(self, name: str) -> int:
         """Claim one batch of a connected connector, send and finish it. Returns how many rows that were."""
-        sender = _Sender(name, self._around.publishers()[name], self._around)
+        sender = _Sender(name, self._around.publishers()[name], self._around, self._suspects[name])
         count = await sender.claim()
         await sender.settled()
         return count
@@ -98,7 +107,8 @@ class Outbox:
         await asyncio.gather(*(self._senders.pop(name).stop(0) for name in gone))
         for name, publish in connected.items():
             if name not in self._senders:
-                self._senders[name] = sender = _Sender(name, publish, self._around)
+                sender = _Sender(name, publish, self._around, self._suspects[name])
+                self._senders[name] = sender
                 sender.start()
         return 0.5
 
@@ -106,13 +116,16 @@ class Outbox:
 class _Sender:
     """Sends for one life of one connector."""
 
-    def __init__(self, name: str, publish: Publish, around: _Surroundings) -> None:
+    def __init__(self, name: str, publish: Publish, around: _Surroundings, suspects: Suspects) -> None:
         self.name = name
         self.publish = publish
         self.loop = Loop(f"outbox {name}", self._turn, pause=self._until_work)
         self.loop.touch()
         self.held: set[str] = set()
         self._around = around
+        self._suspects = suspects
+        self._aside: dict[str, QueueJob] = {}
+        self._alone: QueueJob | None = None
         self._lane = Lane.send(name)
         self._sends: dict[asyncio.Task[None], QueueJob] = {}
         self._finished: list[Finish] = []
@@ -148,36 +161,58 @@ class _Sender:
         while self._sends:
             await asyncio.wait(self._sends)
             await asyncio.sleep(0)
+        self._unsent.extend(self._aside.values())
+        self._aside.clear()
         while self._flush is not None and not self._flush.done():
             await asyncio.shield(self._flush)
         await self._release()
 
     async def claim(self) -> int:
-        """Claim as much as there is room for, and start sending it."""
-        jobs = await self._around.store.claim(self._lane, BATCH - len(self._sends), None)
+        """Claim as much as there is room for, and start sending it, but for what has to go alone."""
+        jobs = await self._around.store.claim(self._lane, self._room, None)
         self.held.update(job.claim_token for job in jobs if job.claim_token is not None)
         if self._stopping:
             self._unsent.extend(jobs)
             return 0
         for job in jobs:
-            task = asyncio.create_task(self._send(job), name=f"send {job.id}")
-            self._sends[task] = job
-            task.add_done_callback(self._sent)
+            if self._suspects.is_suspect(job.id):
+                self._aside[job.id] = job
+            else:
+                self._start(job)
         return len(jobs)
+
+    @property
+    def _room(self) -> int:
+        return min(BATCH - len(self._sends), ASIDE - len(self._aside))
+
+    def _start(self, job: QueueJob) -> None:
+        task = asyncio.create_task(self._send(job), name=f"send {job.id}")
+        self._sends[task] = job
+        task.add_done_callback(self._sent)
 
     async def _turn(self) -> float:
         if self._unsent:
             await self._release()
             return back_off(1)
-        room = BATCH - len(self._sends)
-        if room == 0:
+        suspect = self._suspects.next(self._aside, monotonic())
+        if suspect is not None and not self._sends:
+            self._alone = self._aside.pop(suspect)
+            self._start(self._alone)
+        room = self._room
+        if self._alone is not None or suspect is not None or room == 0:
             return self._around.poll_interval
         self._claim = asyncio.create_task(self.claim(), name=f"outbox claim {self.name}")
         claimed = await asyncio.shield(self._claim)  # or a stop would forget rows it has just claimed
-        return 0.0 if claimed == room else self._around.poll_interval
+        if claimed == room:
+            return 0.0
+        return min(_LOOK, self._around.poll_interval) if self._aside else self._around.poll_interval
 
     def _sent(self, task: asyncio.Task[None]) -> None:
         job = self._sends.pop(task)
+        if self._alone is job:
+            self._alone = None
+        if self._aside and not self._sends:
+            self._around.wake.set(self._lane)
         error = None if task.cancelled() else task.exception()
         if error is not None:
             emit("service.error", service=self.loop.name, error=error)
@@ -205,15 +240,27 @@ class _Sender:
         except Exception as error:  # noqa: BLE001 - whatever an adapter raises is an outcome of this message
             failure = error
         if failure is not None and self._interrupted(failure):
-            self._give_back(job)
+            failure = self._own_failure(job, failure)
+            if failure is None:
+                self._give_back(job)
+                return
         else:
-            self._finish(job, failure, response, monotonic() - started)
+            self._suspects.answered(job.id, delivered=failure is None)
+        self._finish(job, failure, response, monotonic() - started)
 
     def _interrupted(self, failure: Exception) -> bool:
-        """Say whether the connection went away, which is no fault of the message."""
+        """Say whether the connection went away, which is hardly ever the fault of the message."""
         if isinstance(failure, DeliveryError) and failure.permanent:
             return False
         return isinstance(failure, Disconnected) or self._around.publishers().get(self.name) != self.publish
+
+    def _own_failure(self, job: QueueJob, failure: Exception) -> DeliveryError | None:
+        """Return what a lost connection says about a message that was on its way; None: nothing yet."""
+        if not isinstance(failure, Disconnected) or isinstance(failure, NotConnected) or self._stopping:
+            return None
+        if not self._suspects.cut(job.id, alone=self._alone is job, now=monotonic()):
+            return None
+        return DeliveryError(f"the connection is cut whenever this message is sent, even alone: {failure}")
 
     def _finish(self, job: QueueJob, failure: Exception | None, response: str | None, seconds: float) -> None:
         outcome = decide(job, failure, policy=self._around.policy, jitter=random.random())  # noqa: S311 - jitter
@@ -269,13 +316,14 @@ class _Sender:
 
     async def _release(self) -> None:
         """Give back what was claimed and not sent. If that fails, the janitor finds them later."""
-        jobs, self._unsent = self._unsent, []
+        jobs = self._unsent[:]
         if not jobs:
             return
-        self.held.difference_update(job.claim_token or "" for job in jobs)
         try:
             count = await self._around.store.release(jobs)
         except StoreError as error:
             emit("store.unavailable", error=error)
         else:
             emit("job.released", count=count)
+        del self._unsent[: len(jobs)]  # not before, or a stop in the middle would forget them
+        self.held.difference_update(job.claim_token or "" for job in jobs)

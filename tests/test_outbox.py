@@ -1,11 +1,13 @@
 import asyncio
+from functools import partial
 
 import pytest
 
+from gateway import suspects
 from gateway.coordination import Wakeup
-from gateway.errors import DeliveryError, Disconnected, StoreUnavailable
+from gateway.errors import DeliveryError, Disconnected, NotConnected, StoreUnavailable
 from gateway.job import PUBLISH, Direction, JobStatus, NewJob
-from gateway.outbox import Outbox
+from gateway.outbox import LANE, Outbox
 from gateway.outcome import RetryPolicy
 from gateway.store import JobFilter, Lane
 from tests.faulty import Faulty, sqlite_store, until, until_it_is
@@ -51,8 +53,12 @@ def connected(broker):
 
 
 @pytest.fixture
-async def outbox(store, connected):
-    wake = Wakeup()
+def wake():
+    return Wakeup()
+
+
+@pytest.fixture
+async def outbox(store, connected, wake):
     store.store.on_ready = lambda lanes: [wake.set(lane) for lane in lanes]
     outbox = Outbox(store, lambda: connected, wake=wake, policy=RetryPolicy(delay=0.01), timeout=0.5)
     yield outbox
@@ -160,7 +166,7 @@ async def test_a_send_without_confirmation_ends_by_time(store, outbox, broker):
     assert (job.status, job.last_error) == (JobStatus.RETRYING, "not confirmed within 0.5 s")
 
 
-@pytest.mark.parametrize("error", [Disconnected("gone"), DeliveryError("not connected")])
+@pytest.mark.parametrize("error", [Disconnected("gone"), NotConnected("gone"), DeliveryError("not connected")])
 async def test_a_lost_connection_costs_no_attempt(store, outbox, broker, connected, error):
     broker.errors = {b"1": error}
     [job_id] = await send(store, outgoing(b"1"))
@@ -177,6 +183,93 @@ async def test_a_lost_connection_costs_no_attempt(store, outbox, broker, connect
     job = await store.get(job_id)
     assert (job.status, job.retry_count, job.claim_token) == (JobStatus.QUEUED, 0, None)
     assert await store.history(job_id) == []
+
+
+class Cutting(Broker):
+    """A broker that cuts the connection at once for a body in `poison`, and whenever `cut` is called."""
+
+    def __init__(self, connected, wake):
+        super().__init__()
+        self.poison = set()
+        self.tried = []
+        self._connected, self._wake = connected, wake
+        self.lost = asyncio.get_running_loop().create_future()
+        self.open()
+
+    def open(self):
+        self._connected["out"] = partial(self._publish_by, self.lost)
+        self._wake.set(LANE)
+
+    def cut(self):
+        self.lost.set_result(None)
+        self.lost = asyncio.get_running_loop().create_future()
+        self.open()
+
+    async def _publish_by(self, lost, message):
+        if lost.done():
+            raise NotConnected("not connected")
+        self.tried.append(message.body)
+        if message.body in self.poison:
+            asyncio.get_running_loop().call_soon(self.cut)
+        answer = asyncio.ensure_future(self.publish(message) if message.body not in self.poison else asyncio.sleep(9))
+        await asyncio.wait({answer, lost}, return_when=asyncio.FIRST_COMPLETED)
+        if not answer.done():
+            answer.cancel()
+            raise Disconnected("cut")
+        return answer.result()
+
+
+@pytest.fixture
+async def cutting(connected, wake):
+    return Cutting(connected, wake)
+
+
+async def test_a_message_for_which_the_broker_cuts_the_connection_fails_and_lets_the_others_through(
+    store, cutting, running, monkeypatch
+):
+    monkeypatch.setattr(suspects, "REST", 0.01)
+    cutting.poison = {b"poison"}
+    first = await send(store, *(outgoing(b"a%d" % n) for n in range(5)))
+    [poison] = await send(store, outgoing(b"poison", max_retries=1))
+    behind = await send(store, *(outgoing(b"b%d" % n) for n in range(250)))
+
+    await completed(store, 255)
+    await until_it_is(lambda: _promoted_until(store, poison, JobStatus.FAILED))
+
+    assert {(await store.get(job_id)).retry_count for job_id in (*first, *behind)} == {0}
+    job = await store.get(poison)
+    assert (job.retry_count, "even alone: cut" in job.last_error) == (2, True)
+    assert [attempt.status for attempt in await store.history(poison)] == [JobStatus.FAILED] * 2
+    assert cutting.tried.count(b"poison") <= 7
+
+
+async def test_a_poison_message_without_others_is_found_out_too(store, cutting, running, monkeypatch):
+    monkeypatch.setattr(suspects, "REST", 0.001)
+    monkeypatch.setattr(suspects, "LONGEST_REST", 0.01)
+    cutting.poison = {b"poison"}
+    [poison] = await send(store, outgoing(b"poison", max_retries=0))
+
+    await until_it_is(lambda: _promoted_until(store, poison, JobStatus.FAILED))
+
+
+async def test_a_broker_that_cuts_every_connection_costs_no_message_an_attempt(store, cutting, running):
+    cutting.gate.clear()
+    ids = await send(store, *(outgoing(b"%d" % n) for n in range(20)))
+    before = 0
+    for _ in range(5):
+        await until(lambda before=before: len(cutting.tried) > before)
+        before = len(cutting.tried)
+        cutting.cut()
+    cutting.gate.set()
+    await completed(store, 20)
+
+    assert {(await store.get(job_id)).retry_count for job_id in ids} == {0}
+    assert [len(await store.history(job_id)) for job_id in ids] == [1] * 20
+
+
+async def _promoted_until(store, job_id, wanted):
+    await store.promote()
+    return await status(store, job_id) is wanted
 
 
 async def test_messages_of_one_key_are_sent_in_order_though_one_is_retried(store, running, broker):

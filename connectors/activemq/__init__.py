@@ -12,7 +12,7 @@ from connectors.activemq.config import ActiveMQConfig, ActiveMQEntry
 from connectors.activemq.frames import Headers, destination, received, sendable
 from connectors.activemq.link import Link
 from gateway.connector import Connector, Inbox
-from gateway.errors import DeliveryError, Disconnected
+from gateway.errors import DeliveryError, Disconnected, NotConnected
 from gateway.message import Message
 
 _OVERHEAD = 1024
@@ -56,7 +56,7 @@ class ActiveMQConnector(Connector[ActiveMQConfig]):
         if len(message.body) > self.config.max_message:
             raise DeliveryError(f"it is longer than max_message: {len(message.body)} bytes", permanent=True)
         if self._out is None:
-            raise DeliveryError("it was not sent: the connector is not connected")
+            raise NotConnected("it was not sent: the connector is not connected")
         as_text = {"text": True, "bytes": False}.get(self.config.send_as)
         headers = sendable(message, as_text=as_text)
         await self._out.send(destination(message.topic), message.body, headers, self.config.send_timeout)

@@ -14,7 +14,7 @@ from typing import Any, Self, TypeAlias
 
 from connectors.activemq.config import ActiveMQConfig, Address
 from connectors.activemq.frames import Headers, Splitter, acknowledgements
-from gateway.errors import DeliveryError, Disconnected
+from gateway.errors import DeliveryError, Disconnected, GatewayError, NotConnected
 
 os.environ.setdefault("STOMP_SKIP_HOSTNAME_SCAN", "1")  # or its import looks this machine's name up, three times
 
@@ -42,7 +42,7 @@ class Link(asyncio.Protocol):
         self._splitter = Splitter()
         self._numbers = count(1)
         self._outgoing: list[bytes] = []
-        self._receipts: dict[str, asyncio.Future[DeliveryError | None]] = {}
+        self._receipts: dict[str, asyncio.Future[GatewayError | None]] = {}
         self._greeting: asyncio.Future[Headers | None] = self._loop.create_future()
         self._lost: asyncio.Future[str] = self._loop.create_future()
         self._closed, self._writable = asyncio.Event(), asyncio.Event()
@@ -113,7 +113,7 @@ class Link(asyncio.Protocol):
             raise Disconnected(f"{destination}: {error}") from error
 
     async def send(self, destination: str, body: bytes, headers: Headers, seconds: float) -> None:
-        """Send a message, and wait until the broker has it. Raises `DeliveryError` if it does not say so in time."""
+        """Send a message, and wait until the broker has it. Raises `DeliveryError` if it refuses or is too slow."""
         await self._confirmed(
             lambda receipt: self._commands.send(destination, body, headers={**headers, "receipt": receipt}), seconds
         )
@@ -147,7 +147,7 @@ class Link(asyncio.Protocol):
         try:
             if not self._lost.done():
                 self.resume()
-                with suppress(DeliveryError):
+                with suppress(DeliveryError, Disconnected):
                     await self._confirmed(
                         lambda receipt: self._commands.send_frame("DISCONNECT", {"receipt": receipt}), FAREWELL
                     )
@@ -203,7 +203,7 @@ class Link(asyncio.Protocol):
             case other:
                 raise ValueError(f"{other[:20]!r} is no frame of a broker")
 
-    def _settle(self, receipt: str | None, error: DeliveryError | None) -> bool:
+    def _settle(self, receipt: str | None, error: GatewayError | None) -> bool:
         """Say whether somebody waited for that receipt."""
         waiting = None if receipt is None else self._receipts.pop(receipt, None)
         if waiting is not None and not waiting.done():
@@ -212,12 +212,12 @@ class Link(asyncio.Protocol):
 
     async def _confirmed(self, write: Callable[[str], None], seconds: float) -> None:
         receipt = f"{next(self._numbers)}"
-        answer: asyncio.Future[DeliveryError | None] = self._loop.create_future()
+        answer: asyncio.Future[GatewayError | None] = self._loop.create_future()
         try:
             async with asyncio.timeout(seconds):
                 await self._writable.wait()
                 if self._lost.done():
-                    raise DeliveryError(self._lost.result())
+                    raise NotConnected(self._lost.result())
                 self._receipts[receipt] = answer
                 write(receipt)
                 error = await answer
@@ -256,7 +256,7 @@ class Link(asyncio.Protocol):
         if not self._lost.done():
             self._lost.set_result(reason)
             for receipt in list(self._receipts):
-                self._settle(receipt, DeliveryError(reason))
+                self._settle(receipt, Disconnected(reason))
             self._writable.set()
         if not self._greeting.done():
             self._greeting.set_result(None)

@@ -16,7 +16,7 @@ from connectors.http.auth import ApiKeyAuth, HmacAuth, InboundAuth, NoAuth
 from connectors.http.config import HttpConfig, HttpEntry, HttpTls, parse_address, routes_of
 from gateway.connector import Connector, Inbox
 from gateway.crashpoint import reach
-from gateway.errors import ConfigError, DeliveryError, Disconnected
+from gateway.errors import ConfigError, DeliveryError, Disconnected, NotConnected
 from gateway.message import Message
 from gateway.web.body import announced_length, read_body
 from gateway.web.caller import FRAMING, Call, Caller, safe_headers
@@ -59,7 +59,7 @@ class HttpConnector(Connector[HttpConfig]):
         """Send one request; its answer's text (capped) is returned once it is 2xx."""
         call = outgoing(self.config, message, time.time())
         if self._caller is None:
-            raise DeliveryError(f"{call} was not made: the connector is not running")
+            raise NotConnected(f"{call} was not made: the connector is not running")
         return await self._caller.call(call)
 
     async def check(self) -> str:

@@ -8,7 +8,7 @@ from connectors.kafka.config import KafkaConfig
 from connectors.kafka.sink import Sink
 from connectors.kafka.source import Source
 from gateway.connector import Connector, Inbox
-from gateway.errors import DeliveryError
+from gateway.errors import NotConnected
 from gateway.message import Message
 
 PROBE = 1.0
@@ -53,7 +53,7 @@ class KafkaConnector(Connector[KafkaConfig]):
     async def publish(self, message: Message) -> str | None:
         """Return the record's topic, partition and offset."""
         if self._sink is None:
-            raise DeliveryError(f"{message.topic} was not published: the connector is not running")
+            raise NotConnected(f"{message.topic} was not published: the connector is not running")
         return await self._sink.publish(message)
 
     async def check(self) -> str:

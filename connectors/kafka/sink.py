@@ -6,9 +6,10 @@ from typing import Any
 
 from aiokafka import AIOKafkaProducer, errors
 
-from connectors.kafka.cluster import Cluster, close, reason, settled
+from connectors.kafka.cluster import Cluster, reason, settled
 from connectors.kafka.config import KafkaConfig, check_topic
-from gateway.errors import DeliveryError, Disconnected
+from connectors.kafka.producer import Producer
+from gateway.errors import DeliveryError, Disconnected, NotConnected
 from gateway.message import Message
 
 REFUSED_BATCH = (
@@ -33,7 +34,7 @@ class Sink:
 
     def __init__(self, config: KafkaConfig, cluster: Cluster) -> None:
         self._config, self._cluster = config, cluster
-        self._producer: AIOKafkaProducer | None = None
+        self._producer: Producer | None = None
         self._topics: set[str] = set()
         self._making = asyncio.Lock()
         self._alone = asyncio.Lock()
@@ -42,7 +43,7 @@ class Sink:
     async def publish(self, message: Message) -> str:
         """Return where it is once all replicas have it. Raises `DeliveryError` otherwise, at the latest in time.
 
-        Raises `Disconnected` if no broker can be reached, which is no fault of the message.
+        Raises `Disconnected` if the brokers cut the connection, `NotConnected` if none can be reached.
         """
         record = to_record(message, self._config.max_message)
         try:
@@ -54,7 +55,7 @@ class Sink:
             text = f"{message.topic}: not confirmed within {self._config.delivery_timeout:g} s, it may still arrive"
             raise DeliveryError(text) from error
         except errors.KafkaConnectionError as error:
-            raise Disconnected(f"{message.topic}: {reason(error)}") from error
+            raise NotConnected(f"{message.topic}: {reason(error)}") from error
         except errors.KafkaError as error:
             raise DeliveryError(f"{message.topic}: {reason(error)}", permanent=_is_permanent(error)) from error
 
@@ -68,7 +69,10 @@ class Sink:
         for again in range(TRIES):
             producer = await self._ready_producer()
             try:
-                return await self._confirmed(producer, topic, record)
+                return await producer.send(topic, record)
+            except Disconnected:
+                self._replace(producer)
+                raise
             except errors.KafkaError as error:
                 self._replace(producer)
                 if isinstance(error, REFUSED_BATCH):
@@ -78,13 +82,9 @@ class Sink:
         async with self._alone:
             producer = await self._new_producer()
             try:
-                return await self._confirmed(producer, topic, record)
+                return await producer.send(topic, record)
             finally:
                 self._end(producer)
-
-    async def _confirmed(self, producer: AIOKafkaProducer, topic: str, record: dict[str, Any]) -> str:
-        stored = await (await producer.send(topic, **record))
-        return f"{topic}[{stored.partition}]@{stored.offset}"
 
     async def _see_topic(self, topic: str) -> None:
         """Ask for a topic before the producer does, which would wait for one that is missing, and for ever after."""
@@ -94,14 +94,14 @@ class Sink:
                 raise DeliveryError(f"the topic {topic} does not exist, or may not be seen (error {found.error})")
             self._topics.add(topic)
 
-    async def _ready_producer(self) -> AIOKafkaProducer:
+    async def _ready_producer(self) -> Producer:
         async with self._making:
             if self._producer is None:
                 self._producer = await self._new_producer()
             return self._producer
 
-    async def _new_producer(self) -> AIOKafkaProducer:
-        producer = AIOKafkaProducer(
+    async def _new_producer(self) -> Producer:
+        inner = AIOKafkaProducer(
             **self._cluster.client,
             enable_idempotence=True,
             acks="all",
@@ -109,6 +109,7 @@ class Sink:
             max_request_size=self._config.max_message,
             max_batch_size=min(262_144, self._config.max_message),
         )
+        producer = Producer(inner)
         try:
             await settled(producer.start(), self._config.request_timeout)
         except BaseException:
@@ -116,13 +117,13 @@ class Sink:
             raise
         return producer
 
-    def _replace(self, producer: AIOKafkaProducer | None) -> None:
+    def _replace(self, producer: Producer | None) -> None:
         if producer is not None and producer is self._producer:
             self._producer = None
             self._end(producer)
 
-    def _end(self, producer: AIOKafkaProducer) -> None:
-        task = asyncio.create_task(close(producer.stop(), producer.client), name="kafka producer closing")
+    def _end(self, producer: Producer) -> None:
+        task = asyncio.create_task(producer.close(), name="kafka producer closing")
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
 

@@ -9,7 +9,7 @@ from connectors.mqtt.config import MqttConfig
 from connectors.mqtt.messages import Sorter, properties_of, refuse
 from connectors.mqtt.window import Window
 from gateway.connector import Connector, Guarantee, Inbox, StoredPosition
-from gateway.errors import DeliveryError, Disconnected, StoreError
+from gateway.errors import Disconnected, NotConnected, StoreError
 from gateway.message import Message
 from gateway.telemetry import emit
 
@@ -64,7 +64,7 @@ class MqttConnector(Connector[MqttConfig]):
         """Send with QoS 1; return once the broker has acknowledged it, also if nobody is subscribed."""
         client = self._client
         if client is None:
-            raise DeliveryError("the connector is not connected")
+            raise NotConnected("it was not sent: the connector is not connected")
         refuse(self.config, client.limits, message)
         properties = properties_of(message) if self.config.version == 5 else None
         return await client.publish(message.topic, message.body, properties)

@@ -17,7 +17,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from connectors.mqtt.config import Address, MqttConfig, MqttEntry
 from connectors.mqtt.link import Paho, explained, open_link
-from gateway.errors import ConfigError, DeliveryError, Disconnected
+from gateway.errors import ConfigError, DeliveryError, Disconnected, NotConnected
 
 _HOPELESS = frozenset({0x84, 0x85, 0x86, 0x87, 0x8A, 0x8C, 0x90, 0x9D})
 """Reasons to refuse a connection that time alone hardly changes: version, client id, login, ban, method, address."""
@@ -170,7 +170,7 @@ class Client:
     # -- out -----------------------------------------------------------------------------------------------------------
 
     async def publish(self, topic: str, body: bytes, properties: Properties | None) -> str | None:
-        """Send with QoS 1 and wait for the broker's answer. Raises `DeliveryError`."""
+        """Send with QoS 1 and wait for the broker's answer. Raises `DeliveryError` or `Disconnected`."""
         try:
             async with asyncio.timeout(self._config.publish_timeout):
                 await self._window.acquire()
@@ -182,7 +182,7 @@ class Client:
     async def _send(self, topic: str, body: bytes, properties: Properties | None) -> str | None:
         if self._paho is None or self._lost.done():
             self._window.release()
-            raise DeliveryError(f"the connection to {self.address} is lost")
+            raise NotConnected(f"it was not sent: the connection to {self.address} is lost")
         try:
             info = self._paho.publish(topic, body, 1, self._config.retain, properties)
         except (ValueError, struct.error) as error:
@@ -190,7 +190,7 @@ class Client:
             raise DeliveryError(f"this cannot be an MQTT message: {error}", permanent=True) from error
         if info.rc != paho.MQTT_ERR_SUCCESS:
             self._window.release()
-            raise DeliveryError(f"the message was not sent: {paho.error_string(info.rc)}")
+            raise NotConnected(f"it was not sent: {paho.error_string(info.rc)}")
         answer: asyncio.Future[str | None] = self._loop.create_future()
         self._sent[info.mid] = answer
         return await answer  # its place in the window is free once the broker has answered, not before
@@ -304,7 +304,7 @@ class Client:
                 future.exception()  # seen: nobody may be waiting for it
         for waiting in self._sent.values():
             if not waiting.done():
-                waiting.set_exception(DeliveryError(f"{reason}, before the message was confirmed"))
+                waiting.set_exception(Disconnected(f"{reason}, before the message was confirmed"))
                 waiting.exception()
         self._sent.clear()
         self._window.release()  # whoever waits for room sees that there is no connection, and lets the next one see

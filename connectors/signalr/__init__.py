@@ -26,7 +26,14 @@ from connectors.signalr.config import SignalrConfig, SignalrEntry
 from connectors.signalr.hub import Hub, connected
 from connectors.signalr.protocol import Event
 from gateway.connector import Connector, Guarantee, Inbox
-from gateway.errors import DeliveryError, Disconnected, ExpressionError, PayloadError, StoreUnavailable
+from gateway.errors import (
+    DeliveryError,
+    Disconnected,
+    ExpressionError,
+    NotConnected,
+    PayloadError,
+    StoreUnavailable,
+)
 from gateway.expression import Expression, Scope, parse
 from gateway.message import Message, Position
 
@@ -82,7 +89,7 @@ class SignalrConnector(Connector[SignalrConfig]):
         """
         hub = self._hub
         if hub is None:
-            raise DeliveryError(f"{message.topic} was not invoked: the hub is not connected")
+            raise NotConnected(f"{message.topic} was not invoked: the hub is not connected")
         try:
             invocation_id, invocation = hub.invocation(message.topic, _arguments(message), _headers(message))
         except ValueError as error:
@@ -98,7 +105,7 @@ class SignalrConnector(Connector[SignalrConfig]):
             seconds = f"{self.config.timeout:g} seconds"
             raise DeliveryError(f"the hub has not answered {message.topic} in {seconds}") from None
         except Disconnected as error:
-            raise DeliveryError(f"{message.topic}: {error}") from error
+            raise type(error)(f"{message.topic}: {error}") from error
         if answer.error is not None:
             raise DeliveryError(
                 f"the hub refused {message.topic}: {answer.error}", permanent=True, response=answer.error

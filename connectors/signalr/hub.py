@@ -19,7 +19,7 @@ from yarl import URL
 
 from connectors.signalr.config import SignalrConfig, SignalrTls
 from connectors.signalr.protocol import Answer, Event, Farewell, Frame, Incoming, Json, MessagePack, Protocol
-from gateway.errors import ConfigError, Disconnected
+from gateway.errors import ConfigError, Disconnected, NotConnected
 
 MAX_UNANSWERED = 1000
 """Invocations that nobody waits for, and that the hub has not answered yet."""
@@ -174,6 +174,8 @@ class Hub:
         )
 
     async def _send(self, frame: Frame) -> None:
+        if self._stream.closed:
+            raise NotConnected("the connection to the hub is closed")
         try:
             if isinstance(frame, str):
                 await self._stream.send_str(frame)

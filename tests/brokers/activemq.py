@@ -6,7 +6,10 @@ from tests.brokers.java_broker import JavaBroker, broker_port
 
 
 class ActiveMQ(JavaBroker):
-    """Classic 6. `keys` is a PKCS 12 file, its password `changeit`; with `password` only user gateway gets in."""
+    """Classic 6. `keys` is a PKCS 12 file, its password `changeit`; with `password` only user gateway gets in.
+
+    It cuts the connection of who sends more than `limit` bytes at once.
+    """
 
     name = "activemq"
     launcher = "Classic"
@@ -14,9 +17,9 @@ class ActiveMQ(JavaBroker):
         f"org.apache.activemq:activemq-{part}:6.3.1" for part in ("broker", "stomp", "kahadb-store", "jaas")
     )
 
-    def __init__(self, *, keys: Path | None = None, password: str | None = None) -> None:
+    def __init__(self, *, keys: Path | None = None, password: str | None = None, limit: int | None = None) -> None:
         super().__init__()
-        self.keys, self.password = keys, password
+        self.keys, self.password, self.limit = keys, password, limit
         self.tls, self.mtls = broker_port(), broker_port()
 
     @property
@@ -25,6 +28,8 @@ class ActiveMQ(JavaBroker):
 
     def settings(self) -> dict[str, str]:
         settings = {} if self.password is None else {"password": self.password}
+        if self.limit is not None:
+            settings["limit"] = str(self.limit)
         if self.keys is not None:
             settings |= {"keys": str(self.keys), "tls": str(self.tls), "mtls": str(self.mtls)}
         return settings

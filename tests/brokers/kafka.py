@@ -3,7 +3,6 @@
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -11,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
+from tests.brokers.java_broker import broker_port
 from tests.downloads import cache
 from tests.services import Server, ServiceMissing
 
@@ -73,32 +73,29 @@ def jars() -> Path:
     return folder
 
 
-def broker_port() -> int:
-    """Return a free port below the kernel's own range, so that no client takes the one of a stopped broker."""
-    while True:
-        port = 15000 + secrets.randbelow(17000)
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
-
-
 class Kafka(Server):
-    """One node. `users` may log in with PLAIN and SCRAM; `pem`, a key and its certificate, opens SSL listeners."""
+    """One node. `users` may log in with PLAIN and SCRAM; `pem`, a key and its certificate, opens SSL listeners.
+
+    `settings` are added to those of the broker.
+    """
 
     name = "kafka"
     user = "root"
     stop_signal = signal.SIGTERM
 
-    def __init__(self, *, users: Mapping[str, str] | None = None, pem: Path | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        users: Mapping[str, str] | None = None,
+        pem: Path | None = None,
+        settings: Mapping[str, object] | None = None,
+    ) -> None:
         if shutil.which("java") is None:
             raise ServiceMissing("Java is not installed (Debian: apt-get install openjdk-17-jre-headless)")
         if not (cache() / f"kafka-{VERSION}").exists() and shutil.which("mvn") is None:
             raise ServiceMissing("Maven is not installed, which fetches Kafka (Debian: apt-get install maven)")
         super().__init__()
-        self.users, self.pem = dict(users or {}), pem
+        self.users, self.pem, self.settings = dict(users or {}), pem, dict(settings or {})
         names = ["PLAINTEXT", *["SASL_PLAINTEXT"] * bool(users), *["SSL", "SASL_SSL"] * (pem is not None)]
         self.ports = {name: broker_port() for name in ("CONTROLLER", *names)}
         self.port = self.ports["PLAINTEXT"]
@@ -118,6 +115,7 @@ class Kafka(Server):
             "controller.quorum.voters": f"1@127.0.0.1:{self.ports['CONTROLLER']}",
             "log.dirs": self.data / "logs",
             **self._logins(),
+            **self.settings,
         }
         if self.pem is not None:
             settings["ssl.keystore.location"] = self.pem

@@ -18,20 +18,20 @@ class Mosquitto(Server):
     """Plain, and by websocket; with `keys` (ca.pem, own.pem, own.key) by TLS, with client certificates and by wss too.
 
     `login` asks for user `gateway` with `PASSWORD`. Nobody may publish below `refused/`. Sessions survive `stop`, and a
-    `kill` after `save`.
+    `kill` after `save`. It cuts the connection of who sends more than `limit` bytes at once.
     """
 
     name = "mosquitto"
     user = "mosquitto"
     stop_signal = signal.SIGTERM
 
-    def __init__(self, *, keys: Path | None = None, inflight: int = 1000) -> None:
+    def __init__(self, *, keys: Path | None = None, inflight: int = 1000, limit: int | None = None) -> None:
         found = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
         if not found:
             raise ServiceMissing("Mosquitto is not installed (Debian: apt-get install mosquitto)")
         self.program = found
         super().__init__()
-        self.keys, self.inflight = keys, inflight
+        self.keys, self.inflight, self.limit = keys, inflight, limit
         self.port, self.websocket, self.login, self.tls, self.mtls, self.wss = (broker_port() for _ in range(6))
 
     @property
@@ -95,5 +95,5 @@ class Mosquitto(Server):
         return "\n".join([
             "per_listener_settings true", "persistence true", f"persistence_location {self.data}/",
             "max_queued_messages 0", f"max_inflight_messages {self.inflight}", "set_tcp_nodelay true",
-            "log_dest stderr", *listeners, "",
+            "log_dest stderr", *[f"max_packet_size {self.limit}"] * (self.limit is not None), *listeners, "",
         ])  # fmt: skip

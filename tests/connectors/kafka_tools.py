@@ -73,8 +73,8 @@ class Stranger:
             while (topic in await self.admin.list_topics()) != there:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
 
-    async def send(self, *values: bytes | None, key: bytes | None = None, **options) -> None:
-        sent = [await self.producer.send(options.pop("topic", self.topic), value, key, **options) for value in values]
+    async def send(self, *values: bytes | None, key: bytes | None = None, topic: str | None = None, **options) -> None:
+        sent = [await self.producer.send(topic or self.topic, value, key, **options) for value in values]
         await asyncio.gather(*sent)
 
     async def committed(self) -> dict[int, int]:

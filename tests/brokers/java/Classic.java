@@ -20,7 +20,8 @@ public class Classic {
         broker.setBrokerName("test");
         broker.setUseJmx(false);
         broker.setDataDirectory(System.getProperty("data"));
-        broker.addConnector("stomp://127.0.0.1:" + System.getProperty("stomp"));
+        broker.addConnector("stomp://127.0.0.1:" + System.getProperty("stomp")
+            + "?wireFormat.maxDataLength=" + System.getProperty("limit", "104857600"));
         if (System.getProperty("keys") != null) {
             broker.setSslContext(tls(System.getProperty("keys")));
             broker.addConnector("stomp+ssl://127.0.0.1:" + System.getProperty("tls"));
