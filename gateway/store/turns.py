@@ -64,7 +64,7 @@ def plan(schedule: Schedule, now: datetime, patience: float) -> Turn:
     since = max(schedule.modified_at or now, now - timedelta(seconds=patience))
     try:
         _policy(schedule)
-        return Turn(schedule, _recurrence(schedule).after(min(since, now)))
+        return Turn(schedule, recurrence_of(schedule).after(min(since, now)))
     except Exception as error:  # noqa: BLE001 - anybody may write anything into a row; it must hurt no other
         return Turn(schedule, None, error=_text(error), invalid=True)
 
@@ -96,13 +96,13 @@ def asked(schedule: Schedule, verdicts: Mapping[str, Verdict]) -> Verdict | None
 def check(schedule: Schedule) -> None:
     """Raise `ConfigError` with every mistake in when a schedule is to fire."""
     _policy(schedule)
-    _recurrence(schedule)
+    recurrence_of(schedule)
 
 
 def _due(schedule: Schedule, now: datetime) -> Due:
     misfire, limit = _policy(schedule)
     after = now if schedule.next_run_at is None else schedule.next_run_at - _TICK
-    return due(_recurrence(schedule), after, now, misfire, limit)
+    return due(recurrence_of(schedule), after, now, misfire, limit)
 
 
 def _policy(schedule: Schedule) -> tuple[Misfire, int]:
@@ -114,7 +114,7 @@ def _policy(schedule: Schedule) -> tuple[Misfire, int]:
     return Misfire(misfire), LIMIT if limit is None else limit
 
 
-def _recurrence(schedule: Schedule) -> Recurrence:
+def recurrence_of(schedule: Schedule) -> Recurrence:
     """Return its ticks. What other programs leave empty ('' and 0) is not given."""
     given = {"time_zone": schedule.time_zone, "gap": schedule.gap, "overlap": schedule.overlap}
     return Recurrence(
