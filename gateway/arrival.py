@@ -219,7 +219,7 @@ def plan(connector: str, items: Sequence[Item]) -> Plan:
             if at is not None and at.topic_id == position.topic_id and position.offset < at.next_offset:
                 item.receipt = Receipt("", duplicate=True)
                 continue
-            ahead[id(held), *key] = held, StoredPosition(position.topic_id, position.next_offset)
+            ahead[id(held), *key] = held, StoredPosition(position.topic_id, position.next_offset, position.state)
         if item.incoming.wanted:
             kept.append(item)
         else:
@@ -238,6 +238,7 @@ def _move(connector: str, held: StoredPosition | None, key: tuple[str, str, int]
         topic_id=to.topic_id,
         held=None if held is None else held.next_offset,
         next_offset=to.next_offset,
+        state=to.state,
     )
 
 

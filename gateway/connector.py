@@ -154,6 +154,8 @@ class StoredPosition:
 
     topic_id: str
     next_offset: int
+    state: str | None = None
+    """What the connector gave with the last position."""
 
 
 class Inbox(ABC):

@@ -17,7 +17,10 @@ Json: TypeAlias = dict[str, Any]
 
 
 class Position(NamedTuple):
-    """Where a message stands in its source's log. `next_offset` is the offset to read after it."""
+    """Where a message stands in its source's log. `next_offset` is the offset to read after it.
+
+    `state` is text that its connector keeps beside the position, for itself: stored with the message, or not at all.
+    """
 
     cluster: str
     topic: str
@@ -25,6 +28,7 @@ class Position(NamedTuple):
     offset: int
     next_offset: int
     topic_id: str = ""
+    state: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

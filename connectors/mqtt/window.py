@@ -2,8 +2,9 @@
 
 MQTT gives QoS 1 messages no identity but a packet id, which is used again as soon as it is acknowledged. After a lost
 connection the broker repeats, marked DUP, what it has no acknowledgement for: at most as many messages as it may have
-on the way. So the packet ids and digests of that many messages, the last stored ones, are kept as source positions,
-which move in the very transaction that stores the messages: a small ring of rows, `PER_ROW` messages in each.
+on the way. So the packet ids and digests of that many messages, the last stored ones, are kept as the state of source
+positions, which moves in the very transaction that stores the messages: a small ring of rows, `PER_ROW` messages in
+each.
 
 A repeated message with the packet id and digest of a stored one is that one. Not marked DUP, it never is: equal
 readings are legal. What this cannot see: an equal message under the same packet id, whose first delivery was cut off
@@ -18,8 +19,8 @@ from collections.abc import Mapping
 from gateway.connector import Inbox, StoredPosition
 from gateway.message import Message, Position
 
-PER_ROW = 7
-"""Messages whose marks fit into the 64 characters of a position's topic id."""
+PER_ROW = 50
+"""Messages whose marks stand in one row: a batch then moves few rows, and a lone message writes 400 characters."""
 
 TOPIC = "redeliveries"
 """Where the rows are, among the positions of a connector."""
@@ -41,8 +42,6 @@ class Window:
         """By packet id: digest, count and row of the message that had it last."""
         self._marks: list[tuple[int, int]] = []
         """Of the present row."""
-        self._texts = {number: row.topic_id for number, row in stored.items()}
-        """What each row holds, as soon as the inbox has stored what it was given."""
         self.expected = False
         """Whether there is a session that the broker should know of."""
         self._next = self._first = 0
@@ -67,7 +66,7 @@ class Window:
     def repeated(self, packet_id: int) -> Position:
         """Return the position of a known message, which the inbox holds or has left behind: it stores nothing."""
         _, count, row = self._known[packet_id]
-        return Position(self._cluster, TOPIC, row, count, count + 1, self._texts[row])
+        return Position(self._cluster, TOPIC, row, count, count + 1)
 
     def add(self, packet_id: int, digest: int) -> None:
         """Note a new message, which the inbox is about to be given."""
@@ -82,8 +81,7 @@ class Window:
         last = self._next - 1
         reach = _REACH.pack(min(self._next - self._first, 0xFFFF))
         text = base64.b64encode(reach + b"".join(_MARK.pack(*mark) for mark in self._marks)).decode()
-        self._texts[self._row(last)] = text
-        return Position(self._cluster, TOPIC, self._row(last), last, self._next, text)
+        return Position(self._cluster, TOPIC, self._row(last), last, self._next, state=text)
 
     def _row(self, count: int) -> int:
         return count // PER_ROW % self._rows
@@ -91,7 +89,7 @@ class Window:
     def _load(self, stored: Mapping[int, StoredPosition], *, resumed: bool) -> None:
         if not stored:
             return
-        rows = sorted(((row.next_offset, number, *_unpack(row.topic_id)) for number, row in stored.items()))
+        rows = sorted(((row.next_offset, number, *_unpack(row.state)) for number, row in stored.items()))
         self._next, number, reach, marks = rows[-1]
         self.expected = True
         if resumed:
@@ -125,9 +123,9 @@ def digest_of(message: Message) -> int:
     return int.from_bytes(state.digest(), "big")
 
 
-def _unpack(text: str) -> tuple[int, list[tuple[int, int]]]:
+def _unpack(text: str | None) -> tuple[int, list[tuple[int, int]]]:
     try:
-        data = base64.b64decode(text)
+        data = base64.b64decode(text or "")
         return _REACH.unpack_from(data)[0], list(_MARK.iter_unpack(data[_REACH.size :]))
     except (ValueError, struct.error):  # written by somebody else: then nothing is known
         return 0, []

@@ -85,22 +85,15 @@ def set_position(
 
 async def _stored(config: Config, connector: str | None) -> Sequence["SourcePosition"]:
     async with opened(config) as store:
-        rows = await store.all_positions(connector)
-    return [row for row in rows if connector is not None or _is_seekable(config, row.connector)]
-
-
-def _is_seekable(config: Config, connector: str) -> bool:
-    """Whether its positions are offsets; true for one that stands in the configuration no more."""
-    section = config.connectors.get(connector)
-    return section is None or plugins.connector_class(section.type).seekable
+        return await store.all_positions(connector)
 
 
 def _see_that_it_can_be_set(config: Config, connector: str) -> None:
     if connector not in config.connectors:
         near = plugins.did_you_mean(connector, config.connectors)
         fail(f"no connector is named '{connector}'{near}", Code.NOT_FOUND)
-    if not _is_seekable(config, connector):
-        kind = config.connectors[connector].type
+    kind = config.connectors[connector].type
+    if not plugins.connector_class(kind).seekable:
         fail(f"a connector of type {kind} has no position that could be set: its broker keeps it", Code.USAGE)
 
 

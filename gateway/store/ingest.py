@@ -154,23 +154,23 @@ def owners(dialect: Dialect, batch: Batch) -> Script[bool]:
     return len(rows) == len(keys)
 
 
-_MOVE = """UPDATE source_positions SET nextoffset = $6, topicid = $5, updatedat = {now}
- WHERE connector = $1 AND cluster = $2 AND topic = $3 AND {partition} = $4 AND nextoffset = $7"""
-_FIRST = """INSERT INTO source_positions (connector, cluster, topic, {partition}, topicid, nextoffset)
- VALUES ($1, $2, $3, $4, $5, $6)"""
+_MOVE = """UPDATE source_positions SET nextoffset = $6, topicid = $5, state = $7, updatedat = {now}
+ WHERE connector = $1 AND cluster = $2 AND topic = $3 AND {partition} = $4 AND nextoffset = $8"""
+_FIRST = """INSERT INTO source_positions (connector, cluster, topic, {partition}, topicid, nextoffset, state)
+ VALUES ($1, $2, $3, $4, $5, $6, $7)"""
 
 
-def _move(dialect: Dialect, move: PositionMove) -> Script[None]:
-    values = (move.connector, move.cluster, move.topic, move.partition, move.topic_id, move.next_offset)
-    if move.held is not None:
-        if (yield compose(dialect, _MOVE)(*values, move.held)).count != 1:
-            raise _lost([move])
+def _move(dialect: Dialect, m: PositionMove) -> Script[None]:
+    values = (m.connector, m.cluster, m.topic, m.partition, m.topic_id, m.next_offset, m.state)
+    if m.held is not None:
+        if (yield compose(dialect, _MOVE)(*values, m.held)).count != 1:
+            raise _lost([m])
         return
     try:
         yield compose(dialect, _FIRST)(*values)
     except DataRefused as refused:
         if re.search("duplicate|unique", str(refused), re.IGNORECASE):
-            raise _lost([move]) from refused
+            raise _lost([m]) from refused
         raise
 
 
@@ -208,7 +208,8 @@ def _move_arrays(moves: Sequence[PositionMove]) -> list[Any]:
     """Return the arguments from the first after the jobs' on; the connector is the same in all."""
     if not moves:
         return []
-    columns = zip(*((m.cluster, m.topic, m.partition, m.topic_id, m.held, m.next_offset) for m in moves), strict=True)
+    rows = ((m.cluster, m.topic, m.partition, m.topic_id, m.held, m.next_offset, m.state) for m in moves)
+    columns = zip(*rows, strict=True)
     return [moves[0].connector, len(moves), *map(list, columns)]
 
 
@@ -220,7 +221,7 @@ def _text(dialect: Dialect, source: str, first: int, *, keyed: bool, moves: bool
         parts.append(_KEYS.format(expires=dialect.later(f"{DEDUPE_WINDOW.total_seconds()}::double precision")))
         conditions.append("(n.keyhash IS NULL OR n.id IN (SELECT jobid FROM keys))")
     if moves:
-        p = [f"${first + n}" for n in range(8)]
+        p = [f"${first + n}" for n in range(9)]
         parts.append(_MOVES.format(p=p, now=dialect.now))
         conditions.append(
             "1 / (CASE WHEN (SELECT count(*) FROM moved) + (SELECT count(*) FROM begun)"
@@ -238,10 +239,11 @@ _KEYS = """keys AS (INSERT INTO inbound_dedupe (connector, keyhash, jobid, bodyh
  SELECT connector, keyhash, id, bodyhash, {expires} FROM n WHERE keyhash IS NOT NULL ORDER BY keyhash
  ON CONFLICT DO NOTHING RETURNING jobid)"""
 _MOVES = """m AS (SELECT * FROM unnest({p[2]}::text[], {p[3]}::text[], {p[4]}::integer[], {p[5]}::text[],
- {p[6]}::bigint[], {p[7]}::bigint[]) AS m(cluster, topic, partition, topicid, held, nextoffset)),
- moved AS (UPDATE source_positions s SET nextoffset = m.nextoffset, topicid = m.topicid, updatedat = {now} FROM m
+ {p[6]}::bigint[], {p[7]}::bigint[], {p[8]}::text[]) AS m(cluster, topic, partition, topicid, held, nextoffset, state)),
+ moved AS (UPDATE source_positions s
+ SET nextoffset = m.nextoffset, topicid = m.topicid, state = m.state, updatedat = {now} FROM m
  WHERE s.connector = {p[0]}::text AND s.cluster = m.cluster AND s.topic = m.topic AND s.partition = m.partition
  AND s.nextoffset = m.held RETURNING 1),
- begun AS (INSERT INTO source_positions (connector, cluster, topic, partition, topicid, nextoffset)
- SELECT {p[0]}::text, cluster, topic, partition, topicid, nextoffset FROM m WHERE held IS NULL
+ begun AS (INSERT INTO source_positions (connector, cluster, topic, partition, topicid, nextoffset, state)
+ SELECT {p[0]}::text, cluster, topic, partition, topicid, nextoffset, state FROM m WHERE held IS NULL
  ON CONFLICT DO NOTHING RETURNING 1)"""

@@ -9,9 +9,10 @@ from gateway.store.script import Script, Sql
 from gateway.store.statement import compose
 from gateway.store.values import SourcePosition
 
-_OF_TOPIC = """SELECT {partition}, topicid, nextoffset FROM source_positions
+_OF_TOPIC = """SELECT {partition}, topicid, nextoffset, state FROM source_positions
  WHERE connector = $1 AND cluster = $2 AND topic = $3"""
-_LIST = "SELECT connector, cluster, topic, {partition}, topicid, nextoffset, updatedat FROM source_positions"
+_LIST = """SELECT connector, cluster, topic, {partition}, topicid, nextoffset, updatedat FROM source_positions
+ WHERE state IS NULL"""
 _ORDER = " ORDER BY connector, cluster, topic, {partition}"
 _ONE = f"{_OF_TOPIC} AND {{partition}} = $4"
 _PUT = """INSERT INTO source_positions (connector, cluster, topic, {partition}, topicid, nextoffset, updatedat)
@@ -25,15 +26,15 @@ def of_topic(
     """Return the stored positions of a log's partitions; `source` is connector, cluster, topic."""
     wanted = set(partitions)
     rows = (yield compose(dialect, _OF_TOPIC).rows(*source)).rows
-    return {int(row[0]): StoredPosition(str(row[1]), int(row[2])) for row in rows if int(row[0]) in wanted}
+    return {int(row[0]): StoredPosition(str(row[1]), int(row[2]), row[3]) for row in rows if int(row[0]) in wanted}
 
 
 def find(dialect: Dialect, connector: str | None) -> Script[list[SourcePosition]]:
-    """Return the stored positions of a connector, or of all, in order."""
+    """Return the stored positions of a connector, or of all, in order; not those that are its own bookkeeping."""
     if connector is None:
         rows = (yield compose(dialect, _LIST + _ORDER).rows()).rows
     else:
-        rows = (yield compose(dialect, f"{_LIST} WHERE connector = $1{_ORDER}").rows(connector)).rows
+        rows = (yield compose(dialect, f"{_LIST} AND connector = $1{_ORDER}").rows(connector)).rows
     return [_position(dialect, row) for row in rows]
 
 

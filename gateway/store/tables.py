@@ -287,6 +287,7 @@ source_positions = Table(
     Column("partition", Integer, nullable=False),
     Column("topicid", exact(64), key="topic_id", nullable=False),
     Column("nextoffset", BigInteger, key="next_offset", nullable=False),
+    Column("state", Text),
     Column("updatedat", Time, key="updated_at", nullable=False, server_default=NOW),
     PrimaryKeyConstraint("connector", "cluster", "topic", "partition"),
     **_INNODB,

@@ -74,6 +74,7 @@ class PositionMove:
     topic_id: str = ""
     held: int | None
     next_offset: int
+    state: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -77,7 +77,7 @@ class Recorder(Inbox):
         """Return what the stored messages say."""
         found = [m.position for m in self.stored if m.position is not None]
         return {
-            p.partition: StoredPosition(p.topic_id, p.next_offset)
+            p.partition: StoredPosition(p.topic_id, p.next_offset, p.state)
             for p in sorted(found, key=lambda p: p.offset)
             if (p.cluster, p.topic) == (cluster, topic) and p.partition in set(partitions)
         }

@@ -161,6 +161,7 @@ CREATE TABLE IF NOT EXISTS source_positions (
     `partition` INTEGER NOT NULL,
     topicid VARCHAR(64) COLLATE utf8mb4_bin NOT NULL,
     nextoffset BIGINT NOT NULL,
+    state TEXT,
     updatedat DATETIME(6) DEFAULT (utc_timestamp(6)) NOT NULL,
     PRIMARY KEY (connector, cluster, topic, `partition`)
 ) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COLLATE=utf8mb4_unicode_ci;

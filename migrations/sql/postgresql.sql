@@ -185,6 +185,7 @@ CREATE TABLE source_positions (
     "partition" INTEGER NOT NULL,
     topicid VARCHAR(64) NOT NULL,
     nextoffset BIGINT NOT NULL,
+    state TEXT,
     updatedat TIMESTAMP WITHOUT TIME ZONE DEFAULT (now() AT TIME ZONE 'utc') NOT NULL,
     PRIMARY KEY (connector, cluster, topic, "partition")
 );

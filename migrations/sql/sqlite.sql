@@ -188,6 +188,7 @@ CREATE TABLE source_positions (
     "partition" INTEGER NOT NULL,
     topicid VARCHAR(64) NOT NULL,
     nextoffset BIGINT NOT NULL,
+    state TEXT,
     updatedat TEXT DEFAULT (strftime('%Y-%m-%d %H:%M:%f000', 'now')) NOT NULL,
     PRIMARY KEY (connector, cluster, topic, "partition")
 );

@@ -216,6 +216,7 @@ TABLES = {
     {partition} INTEGER NOT NULL,
     topicid VARCHAR(64){exact} NOT NULL,
     nextoffset BIGINT NOT NULL,
+    state TEXT,
     updatedat {time} DEFAULT {now} NOT NULL,
     PRIMARY KEY (connector, cluster, topic, {partition})""",
     "inbound_dedupe": """

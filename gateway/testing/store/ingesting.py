@@ -177,6 +177,15 @@ class Ingesting(Suite):
         assert stored == {0: StoredPosition("i", 6), 1: StoredPosition("i", 9)}
         assert await store.positions("other", "k", "t", [0]) == {}
 
+    async def test_what_a_connector_keeps_beside_a_position_moves_with_it(self, store: Store) -> None:
+        await store.ingest("c", [arrival()], [move(None, 5), replace(move(None, 7, partition=1), state="first")])
+        assert (await store.positions("c", "k", "t", [1]))[1].state == "first"
+
+        await store.ingest("c", [arrival()], [replace(move(7, 9, partition=1), state="next")])
+
+        assert await store.positions("c", "k", "t", [1]) == {1: StoredPosition("i", 9, "next")}
+        assert [p.partition for p in await store.all_positions("c")] == [0], "bookkeeping is listed"
+
     @pytest.mark.parametrize("held", [4, None])
     async def test_a_batch_at_a_wrong_position_fails_whole(self, store: Store, held: int | None) -> None:
         await store.ingest("c", [arrival()], [move(None, 5), move(None, 5, partition=1)])
