@@ -28,6 +28,7 @@ class FaultProxy:
         self.accepted = 0
         self._pairs: set[tuple[asyncio.StreamWriter, asyncio.StreamWriter]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
         self.heal()
 
     @property
@@ -60,6 +61,7 @@ class FaultProxy:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._closed = True
         self._server.close()
         self.reset()
         for task in list(self._tasks):
@@ -68,9 +70,18 @@ class FaultProxy:
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.accepted += 1
+        if self._closed:
+            _reset(writer)
+            return
         task = asyncio.get_running_loop().create_task(self._serve((reader, writer)))
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+
+        def ended(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            if task.cancelled():  # perhaps before it had begun
+                _reset(writer)
+
+        task.add_done_callback(ended)
 
     async def _serve(self, client: _Stream) -> None:
         if self.refusing:
