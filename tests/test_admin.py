@@ -1,20 +1,18 @@
 import asyncio
 import io
 import json
-from datetime import UTC, datetime
-from types import MappingProxyType
 
 import aiohttp
 import pytest
 from sqlalchemy import text
 
 from gateway import telemetry
-from gateway.admin import Admin, ConnectorView, Metrics
-from gateway.arrival import Conservation
+from gateway.admin import Admin, Metrics
 from gateway.errors import ConfigError, StoreUnavailable
 from gateway.job import PUBLISH, JobStatus, NewJob
 from gateway.outcome import Completed, Discard
 from gateway.store import Finish, JobFilter, Lane, Report
+from tests.admin_tools import Client, Running
 from tests.faulty import Faulty, sqlite_store
 
 TOKEN = "a-token-of-the-test"
@@ -32,58 +30,18 @@ ROUTES = [
     ("POST", "/api/connectors/web/pause"),
     ("POST", "/api/connectors/web/resume"),
     ("GET", "/api/instances"),
+    ("GET", "/api/schedules"),
+    ("POST", "/api/schedules"),
+    ("GET", "/api/schedules/x"),
+    ("PUT", "/api/schedules/x"),
+    ("PATCH", "/api/schedules/x"),
+    ("DELETE", "/api/schedules/x"),
+    ("POST", "/api/schedules/x/run"),
+    ("POST", "/api/schedules/x/enable"),
+    ("POST", "/api/schedules/x/disable"),
+    ("GET", "/api/schedules/x/next"),
     ("GET", "/nothing"),
 ]
-
-
-class Running:
-    """A gateway as the admin listener sees it."""
-
-    instance, version, running = "test", "1.2.3", 4
-    handlers = ("known", PUBLISH)
-    facts = MappingProxyType({"jobs": {"enabled": True}})
-
-    def __init__(self, store):
-        self._store = store
-        self.late = {}
-        self.unready = {}
-        self.counts = Conservation(received=3, stored=2, in_flight=1)
-
-    @property
-    def store(self):
-        if self._store is None:
-            raise StoreUnavailable("not there yet")
-        return self._store
-
-    @property
-    def connectors(self):
-        fields = ("received", "stored", "duplicate", "filtered", "dead_lettered", "rejected", "in_flight")
-        return [
-            ConnectorView(
-                name="web",
-                type="http",
-                state="connected",
-                reason=None,
-                since=datetime(2026, 1, 2, tzinfo=UTC),
-                guarantee="at-least-once",
-                listens=True,
-                counts={name: getattr(self.counts, name) for name in fields},
-            )
-        ]
-
-
-class Client:
-    """Calls the listener and returns status and JSON."""
-
-    def __init__(self, session, port):
-        self.session = session
-        self.url = f"http://127.0.0.1:{port}"
-
-    async def __call__(self, method, path, **options):
-        async with self.session.request(method, self.url + path, **options) as response:
-            body = await response.text()
-            assert response.headers["X-Content-Type-Options"] == "nosniff"
-            return response.status, json.loads(body) if response.content_type == "application/json" else body
 
 
 @pytest.fixture

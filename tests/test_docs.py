@@ -39,6 +39,8 @@ def test_the_commands_are_those_of_the_manual():
         "gateway", "run", "check", "migrate", "schema", "create", "connectors", "connectors show",
         "connectors pause", "connectors resume", "send", "status",
         "jobs", "jobs list", "jobs show", "jobs create", "jobs cancel", "jobs retry",
+        "schedules", "schedules list", "schedules show", "schedules create", "schedules run", "schedules enable",
+        "schedules disable", "schedules delete", "schedules next",
         "positions", "positions list", "positions set",
     }  # fmt: skip
 

@@ -10,6 +10,7 @@ from gateway.admin.guard import Guard
 from gateway.admin.jobs import JobRoutes
 from gateway.admin.metrics import Metrics
 from gateway.admin.running import ConnectorView, Running
+from gateway.admin.schedules import ScheduleRoutes
 from gateway.admin.status import StatusRoutes
 from gateway.errors import StoreError
 from gateway.web.listener import Listener
@@ -31,7 +32,9 @@ class Admin:
         self, running: Running, address: tuple[str, int], *, token: str | None, metrics: Metrics | None
     ) -> None:
         self._guard = Guard(token, address[0])
-        self._routes = _routes(StatusRoutes(running, metrics), ConnectorRoutes(running), JobRoutes(running))
+        self._routes = _routes(
+            StatusRoutes(running, metrics), ConnectorRoutes(running), JobRoutes(running), ScheduleRoutes(running)
+        )
         self._listener = Listener(self._handle, address)
 
     @property
@@ -58,29 +61,43 @@ class Admin:
         return response
 
 
-def _routes(status: StatusRoutes, connectors: ConnectorRoutes, jobs: JobRoutes) -> Routes[Endpoint]:
+def _routes(
+    status: StatusRoutes, connectors: ConnectorRoutes, jobs: JobRoutes, schedules: ScheduleRoutes
+) -> Routes[Endpoint]:
+    one = "/api/schedules/{key}"
+    paths: dict[str, dict[str, Any]] = {
+        "GET": {
+            "/live": status.live,
+            "/ready": status.ready,
+            "/health": status.health,
+            "/metrics": status.metrics,
+            "/api/statistics": status.statistics,
+            "/api/connectors": connectors.list,
+            "/api/instances": status.instances,
+            "/api/jobs": jobs.list,
+            "/api/jobs/{id}": jobs.show,
+            "/api/jobs/{id}/history": jobs.history,
+            "/api/schedules": schedules.list,
+            one: schedules.show,
+            f"{one}/next": schedules.next,
+        },
+        "POST": {
+            "/api/connectors/{name}/pause": connectors.pause,
+            "/api/connectors/{name}/resume": connectors.resume,
+            "/api/jobs": jobs.create,
+            "/api/jobs/{id}/cancel": jobs.cancel,
+            "/api/jobs/{id}/retry": jobs.retry,
+            "/api/schedules": schedules.create,
+            f"{one}/run": schedules.run,
+            f"{one}/enable": schedules.enable,
+            f"{one}/disable": schedules.disable,
+        },
+        "PUT": {one: schedules.replace},
+        "PATCH": {one: schedules.change},
+        "DELETE": {one: schedules.delete},
+    }
     routes: Routes[Endpoint] = Routes()
-    reads: dict[str, Any] = {
-        "/live": status.live,
-        "/ready": status.ready,
-        "/health": status.health,
-        "/metrics": status.metrics,
-        "/api/statistics": status.statistics,
-        "/api/connectors": connectors.list,
-        "/api/instances": status.instances,
-        "/api/jobs": jobs.list,
-        "/api/jobs/{id}": jobs.show,
-        "/api/jobs/{id}/history": jobs.history,
-    }
-    writes: dict[str, Any] = {
-        "/api/connectors/{name}/pause": connectors.pause,
-        "/api/connectors/{name}/resume": connectors.resume,
-        "/api/jobs": jobs.create,
-        "/api/jobs/{id}/cancel": jobs.cancel,
-        "/api/jobs/{id}/retry": jobs.retry,
-    }
-    for path, endpoint in reads.items():
-        routes.add(path, ["GET"], endpoint)
-    for path, endpoint in writes.items():
-        routes.add(path, ["POST"], endpoint)
+    for method, endpoints in paths.items():
+        for path, endpoint in endpoints.items():
+            routes.add(path, [method], endpoint)
     return routes

@@ -6,7 +6,7 @@ from typing import Any
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from gateway.admin.requests import read_json, validate
+from gateway.admin.requests import read_json, single_values, validate
 from gateway.admin.rows import history_as_json, job_as_json
 from gateway.admin.running import Running
 from gateway.job import PUBLISH, Direction, JobStatus, JobType, NewJob, QueueJob
@@ -70,7 +70,7 @@ class JobRoutes:
 
     async def list(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer with one page of jobs, without payloads; `next_before` goes on after it."""
-        query = validate(ListQuery, _single_values(request))
+        query = validate(ListQuery, single_values(request))
         reach = query.page * query.page_size
         if reach > MAX_PAGED:
             raise Refusal(400, "bad_request", f"pages reach {MAX_PAGED} jobs; use 'before' to go on")
@@ -143,12 +143,6 @@ def _changed(job: QueueJob | None, wanted: JobStatus, obstacle: str) -> web.Resp
     if _found(job).status is not wanted:
         raise Refusal(409, "conflict", obstacle)
     return json_response(job_as_json(_found(job)))
-
-
-def _single_values(request: web.BaseRequest) -> dict[str, str]:
-    if any(len(request.query.getall(name)) > 1 for name in request.query):
-        raise Refusal(400, "bad_request", "each parameter may be given once")
-    return dict(request.query)
 
 
 def _encode(payload: Any) -> bytes | None:

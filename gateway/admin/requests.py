@@ -39,11 +39,30 @@ def validate(model: type[M], data: Mapping[str, Any]) -> M:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        mistakes = [
-            f"{'.'.join(map(str, each['loc']))[:64] or 'body'}: {each['msg']}"
-            for each in error.errors(include_url=False, include_context=False, include_input=False)
-        ]
-        raise Refusal(400, "bad_request", "; ".join(mistakes[:20])) from None
+        raise Refusal(400, "bad_request", _mistakes(error)) from None
+
+
+def validate_json(model: type[M], data: Json) -> M:
+    """Return a body as a model whose fields JSON can only spell, such as times. Raises `Refusal` 422."""
+    try:
+        return model.model_validate_json(json.dumps(data))
+    except ValidationError as error:
+        raise Refusal(422, "invalid", _mistakes(error)) from None
+
+
+def single_values(request: web.BaseRequest) -> dict[str, str]:
+    """Return the parameters of a query. Raises `Refusal` if one is given twice."""
+    if any(len(request.query.getall(name)) > 1 for name in request.query):
+        raise Refusal(400, "bad_request", "each parameter may be given once")
+    return dict(request.query)
+
+
+def _mistakes(error: ValidationError) -> str:
+    mistakes = [
+        f"{'.'.join(map(str, each['loc']))[:64] or 'body'}: {each['msg'].removeprefix('Value error, ')}"
+        for each in error.errors(include_url=False, include_context=False, include_input=False)
+    ]
+    return "; ".join(mistakes[:20])
 
 
 def _refuse_constant(constant: str) -> None:

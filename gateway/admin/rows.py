@@ -4,7 +4,7 @@ import base64
 from datetime import UTC, datetime
 from typing import Any
 
-from gateway.job import JobHistory, JobStatus, QueueJob
+from gateway.job import JobHistory, JobStatus, QueueJob, Schedule
 from gateway.message import Json
 from gateway.store import InstanceRow
 
@@ -68,6 +68,44 @@ def history_as_json(history: JobHistory) -> Json:
         "inputdata": history.input_data,
         "outputdata": history.output_data,
         "metadata": None if history.metadata is None else dict(history.metadata),
+    }
+
+
+def schedule_as_json(row: Schedule) -> Json:
+    """Return a schedule's row."""
+    return {
+        "id": row.id,
+        "name": row.name,
+        "description": row.description,
+        "typeid": row.type,
+        "handler": row.handler,
+        "cronexpression": row.cron,
+        "intervalseconds": row.interval,
+        "timezone": row.time_zone,
+        "startat": moment(row.start_at),
+        "endat": moment(row.end_at),
+        "maxexecutions": row.max_executions,
+        "executioncount": row.execution_count,
+        "enabled": row.enabled,
+        "condition": row.condition,
+        "priority": row.priority,
+        "maxretries": row.max_retries,
+        "timeout": row.timeout,
+        "misfire": row.misfire,
+        "misfirelimit": row.misfire_limit,
+        "gap": row.gap,
+        "overlap": row.overlap,
+        "metadata": row.metadata,
+        "lastrunat": moment(row.last_run_at),
+        "nextrunat": moment(row.next_run_at),
+        "lasterror": row.last_error,
+        "active": row.active,
+        "referenceid": row.reference_id,
+        "createdby": row.created_by,
+        "createdon": moment(row.created_at),
+        "modifiedby": row.modified_by,
+        "modifiedon": moment(row.modified_at),
+        "rowversionstamp": row.row_version,
     }
 
 

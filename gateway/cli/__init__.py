@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import typer
 
-from gateway.cli import check, connectors, files, jobs, positions, send, service, status
+from gateway.cli import check, connectors, files, jobs, positions, schedules, send, service, status
 from gateway.cli.common import Code, note
 from gateway.errors import ConfigError, GatewayError, PluginNotFound
 from gateway.stop import StopSignal
@@ -38,6 +38,7 @@ app.command(rich_help_panel="Configure")(files.create)
 app.command(rich_help_panel="Configure")(files.schema)
 app.add_typer(connectors.app, rich_help_panel="Configure")
 app.add_typer(jobs.app, rich_help_panel="Look and act")
+app.add_typer(schedules.app, rich_help_panel="Look and act")
 app.add_typer(positions.app, rich_help_panel="Look and act")
 app.command(rich_help_panel="Look and act")(send.send)
 app.command(rich_help_panel="Look and act")(status.status)

@@ -21,9 +21,10 @@ from copy import copy
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property, lru_cache
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from croniter import CroniterBadDateError, croniter
+if TYPE_CHECKING:  # elsewhere it is imported where it is needed: most commands would wait for it in vain
+    from croniter import croniter
 
 MAX_LENGTH: Final = 256
 HORIZON: Final = 50
@@ -74,12 +75,16 @@ class Cron:
     every_hour: bool
 
     @cached_property
-    def _search(self) -> croniter:
+    def _search(self) -> "croniter":
+        from croniter import croniter
+
         # Copied before each use: it keeps its position in itself, and expressions are shared between threads.
         return croniter(self.text, datetime(1970, 1, 1), datetime, max_years_between_matches=HORIZON)  # noqa: DTZ001 - wall time
 
     def next(self, wall: datetime) -> datetime | None:
         """Return the first match strictly later than a naive wall time; None if `HORIZON` years have none."""
+        from croniter import CroniterBadDateError
+
         try:
             found: datetime = copy(self._search).get_next(start_time=wall)
         except CroniterBadDateError:
@@ -88,6 +93,8 @@ class Cron:
 
     def previous(self, wall: datetime) -> datetime | None:
         """Return the last match strictly earlier than a naive wall time; None if `HORIZON` years have none."""
+        from croniter import CroniterBadDateError
+
         try:
             found: datetime = copy(self._search).get_prev(start_time=wall)
         except CroniterBadDateError:
