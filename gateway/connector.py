@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any, ClassVar, Generic, Literal, TypeAlias, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, Literal, Self, TypeAlias, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
 
@@ -128,6 +128,10 @@ class ConnectorConfig(StrictModel):
 
     type: str = Field(description="which connector this is")
     inbound: Sequence[InboundEntry] = Field(default=(), description="what to receive, and who handles it")
+
+    def of_instance(self, instance: str, name: str) -> Self:  # noqa: ARG002 - part of the contract
+        """Return it with the defaults that depend on the instance's name and on its own, once the file is read."""
+        return self
 
     def warnings(self) -> Sequence[str]:
         """Return what is allowed but dangerous, a sentence each: shown by `gateway check` and at start."""

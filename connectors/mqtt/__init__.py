@@ -38,9 +38,13 @@ class MqttConnector(Connector[MqttConfig]):
         super().__init__(config, name=name)
         self._client: Client | None = None
 
+    @property
+    def _session(self) -> str:
+        return self.config.client_id or self.name
+
     async def run(self, inbox: Inbox) -> None:
         """Connect to the first broker that answers, subscribe, and store what comes until it goes away."""
-        session = self.config.session(self.name)
+        session = self._session
         stored = await self._positions(inbox, session)
         client = await self._connect(session, keep=self.config.keeps_session and self.config.session_expiry > 0)
         try:
@@ -71,7 +75,7 @@ class MqttConnector(Connector[MqttConfig]):
 
     async def check(self) -> str:
         """Log in, under a client id of its own so that a running gateway is not disturbed, and ask for nothing."""
-        client = await self._connect(f"{self.config.session(self.name)}:check", keep=False)
+        client = await self._connect(f"{self._session}:check", keep=False)
         try:
             limits = client.limits
         finally:

@@ -1,6 +1,5 @@
 """The keys of an MQTT connector, and what must fit together in them."""
 
-import platform
 import re
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, Self
@@ -97,7 +96,10 @@ class MqttConfig(ConnectorConfig):
     urls: Sequence[str] = Field(default=(), description="in place of url: several, tried in this order")
     version: Literal[5, "3.1.1"] = Field(5, description="MQTT version: 5, or 3.1.1, which has no headers")
     client_id: str | None = Field(
-        None, min_length=1, max_length=255, description="names the session; each process needs one of its own, for good"
+        None,
+        min_length=1,
+        max_length=255,
+        description="names the session, one per process, for good; default: gateway.name and the connector's name",
     )
     username: str | None = Field(None, description="name to log in with")
     password: SecretStr | None = Field(None, description="and its password")
@@ -144,9 +146,9 @@ class MqttConfig(ConnectorConfig):
         """Whether the broker has to remember anything of this client."""
         return any(entry.qos for entry in self.inbound)
 
-    def session(self, name: str) -> str:
-        """Return the client id of the connector of that name."""
-        return self.client_id or f"{platform.node()}:{name}"
+    def of_instance(self, instance: str, name: str) -> Self:
+        """Give the session a name that stays, and that no other instance's connector has."""
+        return self if self.client_id is not None else self.model_copy(update={"client_id": f"{instance}:{name}"})
 
     def warnings(self) -> list[str]:
         """Name what weakens the guarantee, and what is not as safe as it could be."""

@@ -46,9 +46,11 @@ class Assembly:
             self._import_handlers(used, handlers)
         if self.mistakes:
             return None
-        return Config.model_validate(
+        config = Config.model_validate(
             {**values, "connectors": connectors, "handlers": handlers, "notes": (*self.notes,)}
         )
+        placed = {name: each.of_instance(config.gateway.name, name) for name, each in connectors.items()}
+        return config.model_copy(update={"connectors": placed})
 
     def _top_level(self) -> None:
         for where in ((), ("gateway",), ("jobs",)):

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from connectors.mqtt import MqttConnector
 from connectors.mqtt.config import MqttConfig, parse_url
 from connectors.mqtt.topics import overlapping, parse_filter
+from gateway.config import parse_config
 from gateway.errors import DeliveryError
 from gateway.message import Message
 from gateway.testing.connectors import Recorder, running, until
@@ -317,7 +318,11 @@ def test_the_guarantee_is_that_of_the_weakest_entry():
     assert given(0) == given(1, 0) == given(1, session_expiry=0) == "at-most-once"
 
 
-def test_the_session_has_a_name_of_its_own_that_stays():
-    assert config().session("floor").endswith(":floor")
-    assert config().session("floor") == config().session("floor")
-    assert config(client_id="plant-7").session("floor") == "plant-7"
+def test_each_instance_s_connector_has_a_session_of_its_own_that_stays():
+    def client_id(instance, keys=""):
+        text = f"gateway: {{name: {instance}}}\nconnectors: {{floor: {{type: mqtt, url: 'mqtt://a'{keys}}}}}"
+        return parse_config(text).connectors["floor"].client_id
+
+    assert client_id("one") == client_id("one") == "one:floor"
+    assert client_id("two") == "two:floor"
+    assert client_id("one", ", client_id: plant-7") == "plant-7"
