@@ -1,11 +1,13 @@
 """Which ticks a schedule has, which mistakes it is told of, and what becomes of ticks that were missed."""
 
-from datetime import UTC, datetime, timedelta
+import sys
+from datetime import UTC, datetime, timedelta, timezone
+from zoneinfo import ZoneInfo
 
 import pytest
 
 from gateway.errors import ConfigError
-from gateway.recurrence import COUNTED, GRACE, Due, Gap, Misfire, Overlap, Recurrence, due
+from gateway.recurrence import COUNTED, GRACE, MAX_LIMIT, Due, Gap, Misfire, Overlap, Recurrence, due
 
 ANCHOR = datetime(2000, 1, 1, tzinfo=UTC)
 NOW = datetime(2026, 5, 4, 12, 0, tzinfo=UTC)
@@ -26,6 +28,22 @@ def ticks(recurrence, first, last):
         found.append(f"{tick:%m-%d %H:%M}")
         tick = recurrence.after(tick)
     return found
+
+
+def calls_of(function, *arguments):
+    """How many Python functions a call needs: its time, but the same on every machine."""
+    calls = 0
+
+    def count(_frame, event, _argument):
+        nonlocal calls
+        calls += event == "call"
+
+    sys.setprofile(count)
+    try:
+        function(*arguments)
+    finally:
+        sys.setprofile(None)
+    return calls
 
 
 @pytest.mark.parametrize(
@@ -105,6 +123,21 @@ def test_all_mistakes_of_a_recurrence_are_told_at_once():
     assert fields == ["cron, interval", "interval", "anchor", "gap", "overlap", "time_zone", "cron"]
 
 
+@pytest.mark.parametrize("name", ["", "Europe", "../etc", "localtime", "right/UTC", "x" * 5000, "a\0b", "\ud800"])
+def test_a_time_zone_that_is_no_zone_for_every_instance_is_refused(name):
+    with pytest.raises(ConfigError, match=r"^time_zone: .* is not known; write a name such as Europe/Berlin or UTC$"):
+        cron("@daily", time_zone=name)
+
+
+def test_moments_of_any_zone_are_taken_and_ticks_are_in_utc_and_real_seconds():
+    berlin = timezone(timedelta(hours=2))
+    anchor = datetime(2026, 3, 28, 12, tzinfo=ZoneInfo("Europe/Berlin"))
+    daily = Recurrence(interval=86_400, anchor=anchor, end_at=datetime(2026, 3, 30, 13, tzinfo=berlin))
+    assert daily.after(datetime(2026, 3, 29, 2, tzinfo=berlin)) == moment("2026-03-29T11:00")
+    assert daily.after(anchor).tzinfo is UTC
+    assert daily.before(datetime.max.replace(tzinfo=UTC)) == moment("2026-03-30T11:00")
+
+
 def test_an_interval_ticks_from_its_anchor_in_real_seconds_however_long_it_was_not_asked():
     every = Recurrence(interval=7, anchor=ANCHOR, end_at=ANCHOR + timedelta(seconds=7 * 10**8))
     assert every.after(datetime.min.replace(tzinfo=UTC)) == ANCHOR
@@ -138,8 +171,8 @@ def test_after_days_of_downtime_each_policy_fires_what_it_says(schedule, down):
 
 @pytest.mark.parametrize("policy", Misfire)
 def test_a_pause_within_the_grace_loses_and_joins_nothing(policy):
-    result = due(Recurrence(anchor=ANCHOR, interval=10), NOW - GRACE, NOW, policy, 1)
-    assert result.ticks == tuple(NOW - timedelta(seconds=ago) for ago in (50, 40, 30, 20, 10, 0))
+    result = due(Recurrence(anchor=ANCHOR, interval=10), NOW - GRACE - timedelta(seconds=1), NOW, policy, 1)
+    assert result.ticks == tuple(NOW - timedelta(seconds=ago) for ago in (60, 50, 40, 30, 20, 10, 0))
     assert result.dropped == 0
 
 
@@ -150,6 +183,20 @@ def test_one_tick_missed_a_while_ago_is_dropped_by_skip_and_fired_by_the_others(
     assert due(daily, after, NOW, Misfire.SKIP) == Due(next=following, dropped=1)
     assert due(daily, after, NOW, Misfire.ONCE) == Due(ticks=(tick,), next=following)
     assert due(daily, after, NOW, Misfire.ALL, 3) == Due(ticks=(tick,), next=following)
+
+
+@pytest.mark.parametrize(("limit", "fired"), [(-1, 1), (0, 1), (10**9, MAX_LIMIT)])
+def test_a_limit_beyond_reason_is_bounded(limit, fired):
+    result = due(Recurrence(interval=1, anchor=ANCHOR), ANCHOR, NOW, Misfire.ALL, limit)
+    assert len(result.ticks) == fired
+
+
+@pytest.mark.parametrize("expression", ["30 2 * 3 L0", "0 0 * 2 mon#5", "0 0 29 2 *", "* * * 1 * *"])
+@pytest.mark.parametrize("start", ["1900-01-01", "2026-05-04", "2096-03-01", "9899-12-01"])
+def test_a_sparse_expression_is_searched_for_a_bounded_time(expression, start):
+    sparse = cron(expression, time_zone="Europe/Berlin", gap=Gap.SKIP)
+    assert calls_of(sparse.after, moment(start)) < 60_000
+    assert calls_of(sparse.before, moment(start)) < 60_000
 
 
 def test_nothing_is_due_before_its_time_and_when_the_clock_went_back():

@@ -183,7 +183,7 @@ def _value(field: _Field, text: str) -> int:
 
 def _allowed(field: _Field) -> str:
     named = f" or {field.names[0]} to {field.names[-1]}" if field.names else ""
-    return f"{field.low} to {field.high}{named}"
+    return f"{field.low} to {field.high}{' or L' if field is _DAY else named}"
 
 
 def _days(day_text: str, weekday_text: str) -> tuple[str, str]:

@@ -21,7 +21,7 @@ from gateway.recurrence.recurrence import Recurrence
 GRACE: Final = timedelta(seconds=60)
 """How old a tick may be and still be on time."""
 MAX_LIMIT: Final = 1000
-"""A limit of `all` is at most this."""
+"""A limit of `all` counts as at most this, and as 1 at least."""
 COUNTED: Final = 100
 """How many dropped ticks of a cron expression are counted."""
 _TICK: Final = timedelta(microseconds=1)
@@ -68,8 +68,8 @@ def due(
     elif misfire is Misfire.SKIP:
         ticks = _newest(recurrence, now - grace - _TICK, now, None)
     else:
-        ticks = _newest(recurrence, after, now, 1 if misfire is Misfire.ONCE else limit)
-    dropped = recurrence.count(after, ticks[0] if ticks else now + _TICK, at_most=COUNTED)
+        ticks = _newest(recurrence, after, now, 1 if misfire is Misfire.ONCE else max(1, min(limit, MAX_LIMIT)))
+    dropped = recurrence.count(after, ticks[0] if ticks else now, at_most=COUNTED)
     return Due(ticks=ticks, next=following, dropped=dropped)
 
 

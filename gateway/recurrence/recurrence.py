@@ -46,8 +46,12 @@ class Recurrence:
             mistakes.append(f"interval: {self.interval} is not a number of seconds from 1 to {MAX_INTERVAL}")
         for name in ("anchor", "end_at"):
             moment = getattr(self, name)
-            if moment is not None and moment.tzinfo is None:
+            if moment is None:
+                continue
+            if moment.tzinfo is None:
                 mistakes.append(f"{name}: {moment} has no time zone; give an aware moment")
+            else:
+                object.__setattr__(self, name, moment.astimezone(UTC))
         ticks = self._read(mistakes)
         if mistakes:
             raise ConfigError(mistakes)
@@ -95,7 +99,7 @@ class Recurrence:
         if self._ticks is not None:
             return self._ticks.after(moment)
         interval = timedelta(seconds=self.interval or 1)
-        return self.anchor + interval * max(0, (moment - self.anchor) // interval + 1)
+        return self.anchor + interval * ((moment - self.anchor) // interval + 1)
 
     def _before(self, moment: datetime) -> datetime | None:
         if moment <= self._floor:
@@ -128,7 +132,9 @@ def _choice(kind: type[_Choice], name: str, value: str, mistakes: list[str]) -> 
 
 def _zone(name: str, mistakes: list[str]) -> ZoneInfo | None:
     try:
-        return ZoneInfo(name)
+        if name != "localtime" and not name.startswith("right/"):  # of the machine, and with leap seconds
+            return ZoneInfo(name)
     except (OSError, ValueError, ZoneInfoNotFoundError):
-        mistakes.append(f"time_zone: {name!r} is not known; write a name such as Europe/Berlin or UTC")
-        return None
+        pass
+    mistakes.append(f"time_zone: {name!r} is not known; write a name such as Europe/Berlin or UTC")
+    return None

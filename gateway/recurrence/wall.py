@@ -119,8 +119,7 @@ class WallTicks:
             if later:
                 return later[0]
             assert change is not None, "an ordinary wall time later than now is a moment later than now"
-            skipped = _next_midnight(wall) if change.leaves_out(wall) else change.stop
-            wall = self.cron.next(skipped - _SECOND)
+            wall = self.cron.next(change.stop - _SECOND)
         return None
 
     def _search_back(self, start: datetime, moment: datetime) -> datetime | None:
@@ -131,8 +130,7 @@ class WallTicks:
             if earlier:
                 return earlier[-1]
             assert change is not None, "an ordinary wall time earlier than now is a moment earlier than now"
-            skipped = _next_midnight(wall) - _DAY if change.leaves_out(wall) else change.start
-            wall = self.cron.previous(skipped)
+            wall = self.cron.previous(change.start)
         return None
 
     def _moments(self, wall: datetime, change: _Change | None) -> list[datetime]:
@@ -168,7 +166,3 @@ class WallTicks:
 
 def _utc(wall: datetime, offset: timedelta) -> datetime:
     return (wall - offset).replace(tzinfo=UTC)
-
-
-def _next_midnight(wall: datetime) -> datetime:
-    return wall.replace(hour=0, minute=0, second=0) + _DAY
