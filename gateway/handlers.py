@@ -105,7 +105,9 @@ async def cleanup_histories(context: Context) -> Json:
 async def retry_failed(context: Context) -> Json:
     """Give failed jobs one more attempt: those of the last `hours` (24) that failed fewer than `attempts` (10) times.
 
-    Both may stand in the job's metadata. A job that failed for good at once is not retriable, and is left.
+    Both may stand in the job's metadata. Retriable is an error that is tried again while attempts are left; what was
+    discarded or refused for good, never ran, or killed its process is left. So a job gets at most one attempt more
+    each time, and none once it has had ten.
     """
     maintenance = context.maintenance
     if maintenance is None:

@@ -3,16 +3,18 @@
 import asyncio
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 from gateway.coordination import Wakeup
 from gateway.coordination.loop import Loop
 from gateway.job import JobStatus
-from gateway.store import JobFilter, Lane, Store
+from gateway.store import Lane, Store
 from gateway.telemetry import emit
 
 BATCH = 500
 """Rows that one transaction of the upkeep touches at most."""
+RETRIES = 10_000
+"""Failed jobs that get another attempt at once, at most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,15 +118,14 @@ class Upkeep:
         return total
 
     async def retry_failed(self, *, hours: float, attempts: int) -> int:
-        """Give jobs that failed in the last `hours` hours after fewer than `attempts` attempts one more."""
-        since = datetime.now(UTC) - timedelta(hours=hours)
-        retried, before = 0, None
-        while jobs := await self._store.list(JobFilter(status=JobStatus.FAILED, before=before, limit=BATCH)):
-            before = jobs[-1].sequence
-            for job in jobs:
-                recent = job.completed_at is not None and job.completed_at >= since
-                used_up = job.retry_count > job.max_retries  # else it failed for good before its last attempt
-                if recent and used_up and job.retry_count < attempts:
-                    again = await self._store.retry(job.id)
-                    retried += again is not None and again.status is JobStatus.PENDING
+        """Give jobs that failed in the last `hours` hours, by errors that are tried again, one more attempt each.
+
+        Only those that failed fewer than `attempts` times, so that none goes on for ever. Returns how many; of more
+        than `RETRIES` the rest is left to the next call.
+        """
+        failed = await self._store.retriable(seconds=hours * 3600, attempts=attempts, limit=RETRIES)
+        retried = 0
+        for job_id in failed:
+            again = await self._store.retry(job_id)
+            retried += again is not None and again.status is JobStatus.PENDING
         return retried

@@ -173,6 +173,7 @@ class JobHistory:
     duration: int | None = None
     """Milliseconds."""
     result: str | None = None
+    """`Success`, `Error: …` (tried again while attempts are left), `Discarded: …` (none could help), `Cancelled`."""
     error: str | None = None
     retry_attempt: int = 0
     """`retryattempt`: failed attempts before this one."""

@@ -34,9 +34,10 @@ class Retry:
 
 @dataclass(frozen=True, slots=True)
 class Discard:
-    """The job ends as Failed: no attempt is left, or none could help."""
+    """The job ends as Failed: no attempt could help, or `retriable`: one might, but none is left."""
 
     error: str
+    retriable: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,7 @@ def _retry_or_discard(
     job: QueueJob, error: BaseException, text: str, policy: RetryPolicy, jitter: float
 ) -> Retry | Discard:
     if job.retry_count >= job.max_retries:
-        return Discard(text)
+        return Discard(text, retriable=True)
     match error:
         case errors.Retry(delay=int() | float() as wish):
             delay = min(max(0.0, float(wish)), MAX_DELAY)

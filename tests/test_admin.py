@@ -303,6 +303,9 @@ async def test_metrics_count_events_and_show_the_present(client, store, metrics)
         telemetry.emit("inbox.committed", connector="web", stored=4, duplicate=1, rejected=0, seconds=0.01)
         telemetry.emit("job.finished", job="1", handler="h", attempt=1, status="COMPLETED", error=None, seconds=0.1)
         telemetry.emit("outbox.delivered", connector="web", count=7, seconds=0.1)
+        telemetry.emit("schedule.fired", schedule="s", count=3, tick="2030-01-01T00:00:00+00:00")
+        telemetry.emit("schedule.skipped", schedule="s", count=2, reason="missed", error=None)
+        telemetry.emit("schedule.invalid", schedule="s", error="cron: no")
 
     status, text_ = await client("GET", "/metrics")
 
@@ -316,6 +319,11 @@ async def test_metrics_count_events_and_show_the_present(client, store, metrics)
         'gateway_connector_state{connector="web",state="connected"} 1.0',
         'gateway_jobs{status="pending"} 1.0',
         "gateway_jobs_unknown_handler 1.0",
+        "gateway_schedule_ticks_fired_total 3.0",
+        'gateway_schedule_ticks_skipped_total{reason="missed"} 2.0',
+        "gateway_schedules_invalid_total 1.0",
+        "gateway_schedules_due 0.0",
+        "gateway_schedule_lag_seconds 0.0",
         "gateway_database_up 1.0",
         "gateway_jobs_running 4.0",
     ):

@@ -9,7 +9,7 @@ from gateway.coordination import Wakeup
 from gateway.errors import StoreUnavailable
 from gateway.janitor import Intervals, Janitor, Upkeep
 from gateway.job import JobStatus, NewJob
-from gateway.outcome import Completed, Discard
+from gateway.outcome import Completed
 from gateway.store import Finish, Lane
 from tests.faulty import Faulty, sqlite_store, until, until_it_is
 
@@ -127,24 +127,6 @@ async def test_every_loop_shows_its_beat(janitor, running):
     now = asyncio.get_running_loop().time()
 
     await until(lambda: all(loop.beat >= now for loop in janitor.loops))
-
-
-async def test_failed_jobs_get_one_more_attempt_on_demand(store):
-    failed = await ended(store, Discard("no"), 3)
-    await write(store, "UPDATE queue_jobs SET maxretries = 0")
-    [for_good] = await ended(store, Discard("no"))
-    [done] = await ended(store, Completed())
-    await write(store, "UPDATE queue_jobs SET completedat = '2020-01-01 00:00:00.000000' WHERE id = :id", id=failed[0])
-
-    assert await Upkeep(store, 90).retry_failed(hours=1, attempts=3) == 2
-
-    assert [(await store.get(job_id)).status for job_id in failed] == [
-        JobStatus.FAILED,
-        JobStatus.PENDING,
-        JobStatus.PENDING,
-    ]
-    assert await _is(store, for_good, JobStatus.FAILED)
-    assert await _is(store, done, JobStatus.COMPLETED)
 
 
 async def test_pruning_on_demand_deletes_what_is_older_than_asked_for(store):

@@ -67,7 +67,7 @@ def test_the_jitter_is_at_most_a_fifth(jitter, retry_count):
 
 def test_the_last_attempt_that_fails_ends_the_job():
     assert isinstance(decided(ValueError(), retry_count=2, max_retries=3), Retry)
-    assert decided(ValueError("no"), retry_count=3, max_retries=3) == Discard("ValueError: no")
+    assert decided(ValueError("no"), retry_count=3, max_retries=3) == Discard("ValueError: no", retriable=True)
     assert isinstance(decided(ValueError(), max_retries=0), Discard)
 
 

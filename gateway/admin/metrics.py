@@ -52,6 +52,11 @@ class Metrics:
         self._away = self._counter("store_unavailable", "times the database could not be used")
         self._errors = self._counter("service_errors", "turns of a service that failed", ("service",))
         self._pruned = self._counter("jobs_pruned", "finished jobs deleted by age")
+        self._ticks = self._counter("schedule_ticks_fired", "ticks of schedules for which this process made a job")
+        self._skipped = self._counter("schedule_ticks_skipped", "ticks that made no job", ("reason",))
+        self._invalid = self._counter(
+            "schedules_invalid", "schedules found to have no ticks for a mistake in their row"
+        )
 
     def counting(self) -> AbstractContextManager[None]:
         """Count every event while the block runs."""
@@ -117,6 +122,17 @@ class Metrics:
             case "job.rescued":
                 self._rescued.inc(fields["count"])
             case _:
+                self._note_schedule(event, fields)
+
+    def _note_schedule(self, event: str, fields: dict[str, Any]) -> None:
+        match event:
+            case "schedule.fired":
+                self._ticks.inc(fields["count"])
+            case "schedule.skipped":
+                self._skipped.labels(fields["reason"]).inc(fields["count"])
+            case "schedule.invalid":
+                self._invalid.inc()
+            case _:
                 pass  # told to operators by the log alone
 
 
@@ -176,6 +192,12 @@ def _jobs(running: Running, statistics: Statistics) -> Iterator[Metric]:
         "gateway_jobs_orphaned",
         "ready rows whose handler or connector no living instance has",
         sum(orphaned.handlers.values()) + sum(orphaned.connectors.values()),
+    )
+    yield GaugeMetricFamily(
+        "gateway_schedules_due", "schedules whose tick has come and has made no job yet", statistics.due_schedules
+    )
+    yield GaugeMetricFamily(
+        "gateway_schedule_lag_seconds", "age of the oldest of these ticks", statistics.schedule_lag or 0.0
     )
     yield GaugeMetricFamily("gateway_instances", "instances of the database that are alive", orphaned.living)
     yield GaugeMetricFamily(

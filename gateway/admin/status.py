@@ -84,6 +84,8 @@ class StatusRoutes:
             "ready_handlers": dict(statistics.ready_handlers),
             **self._left(statistics),
             "oldest_ready": statistics.oldest_ready,
+            "due_schedules": statistics.due_schedules,
+            "schedule_lag": statistics.schedule_lag,
             "timestamp": moment(datetime.now(UTC)),
         }
 

@@ -33,6 +33,8 @@ async def _report(config: Config) -> Json:
         "ready": dict(numbers.ready),
         "ready_handlers": dict(numbers.ready_handlers),
         "oldest_ready": numbers.oldest_ready,
+        "due_schedules": numbers.due_schedules,
+        "schedule_lag": numbers.schedule_lag,
         "orphaned_handlers": dict(numbers.orphaned.handlers),
         "orphaned_connectors": dict(numbers.orphaned.connectors),
         "instances": [instance_as_json(row) for row in instances],
@@ -51,6 +53,8 @@ def _print(console: Console, report: Json) -> None:
     if report["oldest_ready"] is not None:
         console.print(f"the oldest that is ready waits for {report['oldest_ready']:.1f} s")
         console.print(table(("waiting for handler", "count"), report["ready_handlers"].items()))
+    if report["schedule_lag"] is not None:
+        console.print(f"{report['due_schedules']} schedules are due, the first one for {report['schedule_lag']:.1f} s")
     _print_instances(console, report)
     console.print("\nconnectors", style="bold")
     if report["connectors"] is None:

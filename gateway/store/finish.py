@@ -87,6 +87,7 @@ def finish_jobs(dialect: Dialect, finishes: Sequence[Finish]) -> Script[None]:
 
 def _row(finish: Finish) -> _Row:
     status, failed, delay, result, error, verdict = JobStatus.COMPLETED, 0, 0.0, None, None, "Success"
+    discarded = False
     match finish.outcome:
         case Completed():
             result = finish.outcome.result
@@ -94,10 +95,11 @@ def _row(finish: Finish) -> _Row:
             status, failed, delay, error = JobStatus.RETRYING, 1, finish.outcome.delay, finish.outcome.error
         case Discard():
             status, failed, error = JobStatus.FAILED, 1, finish.outcome.error
+            discarded = not finish.outcome.retriable
         case Cancel():
             status, error, verdict = JobStatus.CANCELLED, finish.outcome.reason, "Cancelled"
     if failed:
-        verdict = f"Error: {error}"
+        verdict = f"{'Discarded' if discarded else 'Error'}: {error}"
     output = result if finish.output is None else finish.output
     duration, job = round(finish.seconds * 1000), finish.job
     token = job.claim_token or ""

@@ -5,6 +5,7 @@ from typing import Any
 from gateway.crashpoint import reach
 from gateway.job import JobHistory, JobStatus, QueueJob, new_id
 from gateway.store import instances
+from gateway.store.definition import EPOCH
 from gateway.store.dialect import Dialect
 from gateway.store.rows import HISTORY_COLUMNS, JOB_COLUMNS, history_from_row, job_from_row
 from gateway.store.script import Script
@@ -31,8 +32,14 @@ _CANCELLED = """INSERT INTO job_histories (id, jobid, executionid, statusid, sta
 _RETRY = """UPDATE queue_jobs SET statusid = 0, completedat = NULL, startedat = NULL, scheduledat = NULL,
  crashcount = 0, maxretries = CASE WHEN maxretries < retrycount THEN retrycount ELSE maxretries END,
  modifiedon = {now}, rowversionstamp = rowversionstamp + 1 WHERE id = $1 AND statusid IN (4, 6)"""
+_RETRIABLE = """SELECT q.id FROM queue_jobs q {force ix_queue_jobs_completed} WHERE q.completedat >= {later $1}
+ AND q.statusid = 4 AND q.active AND q.retrycount > q.maxretries AND q.retrycount < {number $2} AND NOT EXISTS
+ (SELECT 1 FROM job_histories h WHERE h.jobid = q.id AND h.retryattempt = q.retrycount - 1
+ AND h.result LIKE $3) ORDER BY q.completedat LIMIT $4"""
 _REPORT = "UPDATE queue_jobs SET progress = $1 WHERE id = $2 AND claimtoken = $3"
 _COUNTS = "SELECT statusid, count(*) FROM queue_jobs WHERE active GROUP BY statusid"
+_DUE = """SELECT count(*), max({{age wakeat}}) FROM jobs {{force ix_jobs_wakeat}}
+ WHERE wakeat > {epoch} AND wakeat <= {{now}}"""
 _READY = """SELECT readylane, handler, count(*), max({age createdon}) FROM queue_jobs WHERE readylane IS NOT NULL
  GROUP BY readylane, handler"""
 
@@ -89,6 +96,16 @@ def retry(dialect: Dialect, job_id: str) -> Script[QueueJob | None]:
     return (yield from get(dialect, job_id))
 
 
+def retriable(dialect: Dialect, seconds: float, attempts: int, limit: int) -> Script[list[str]]:
+    """Return the jobs that failed in the last `seconds`, the first one first, and that another attempt might mend.
+
+    Those are the jobs whose attempts, fewer than `attempts` in all, were used up, the last one by an error that is
+    tried again while attempts are left. What was discarded, never ran, or killed its process is none of them.
+    """
+    rows = (yield compose(dialect, _RETRIABLE).rows(-seconds, attempts, "Discarded:%", limit)).rows
+    return [row[0] for row in rows]
+
+
 def report(dialect: Dialect, job: QueueJob, progress: str) -> Script[bool]:
     """Write what a running job tells of itself; False if its claim is lost."""
     return (yield compose(dialect, _REPORT)(progress, job.id, job.claim_token or "")).count == 1
@@ -103,11 +120,14 @@ def statistics(dialect: Dialect, lease: float, occupied: bool | None) -> Script[
     for lane, handler, count, _ in ready:
         lanes[lane] = lanes.get(lane, 0) + int(count)
         handlers[handler] = handlers.get(handler, 0) + int(count)
+    ((due, lag),) = (yield compose(dialect, _DUE.format(epoch=EPOCH[dialect.name])).rows()).rows
     living = yield from instances.find(dialect, lease, occupied)
     return Statistics(
         status_counts={int(status): int(count) for status, count in counts},
         ready=lanes,
         ready_handlers=handlers,
+        due_schedules=int(due),
+        schedule_lag=None if lag is None else float(lag),
         orphaned=instances.orphaned(living, lanes, handlers),
         oldest_ready=max((float(row[3]) for row in ready if row[3] is not None), default=None),
     )

@@ -162,6 +162,10 @@ class Statistics:
     orphaned: "Orphaned"
     oldest_ready: float | None
     """Seconds since the oldest of them was created."""
+    due_schedules: int = 0
+    """Schedules whose tick has come and that have not been looked at yet."""
+    schedule_lag: float | None = None
+    """Seconds since the oldest of these ticks; None if there is none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

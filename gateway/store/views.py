@@ -28,6 +28,13 @@ class Views:
         """Return one page of jobs, the newest first."""
         return await self._driver.read(lambda: operate.find(self._dialect, wanted))
 
+    async def retriable(self, *, seconds: float, attempts: int, limit: int) -> Sequence[str]:
+        """Return the ids of jobs that failed in the last `seconds`, for whom one more attempt might do.
+
+        Their attempts, fewer than `attempts` in all, were used up by errors that are tried again.
+        """
+        return await self._driver.read(lambda: operate.retriable(self._dialect, seconds, attempts, limit))
+
     async def statistics(self) -> Statistics:
         """Count jobs."""
         occupied = self._driver.occupied()

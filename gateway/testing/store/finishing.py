@@ -80,7 +80,7 @@ class Finishing(Suite):
         assert failed.completed_at is not None
         assert 990 < (retried.scheduled_at - failed.completed_at).total_seconds() < 1010
         assert [history.status for history in histories] == [JobStatus(n) for n in (3, 4, 4, 6)]
-        assert [history.result for history in histories] == ["Success", "Error: again", "Error: never", "Cancelled"]
+        assert [history.result for history in histories] == ["Success", "Error: again", "Discarded: never", "Cancelled"]
         assert {history.output_data for history in histories} == {"answer"}
 
     async def test_a_retry_waits_for_its_time_and_comes_after_its_equals(self, store: Store) -> None:

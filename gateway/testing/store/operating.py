@@ -1,10 +1,12 @@
 """What operators see is true, and what they do wins over what runs."""
 
+from dataclasses import replace
+
 from gateway.errors import LeaseLost
-from gateway.job import JobStatus, NewJob
-from gateway.outcome import Discard, Retry
+from gateway.job import JobStatus, NewJob, Schedule
+from gateway.outcome import Cancel, Completed, Discard, Outcome, Retry
 from gateway.store import JobFilter, Store
-from gateway.testing.store.harness import Suite, finished, jobs
+from gateway.testing.store.harness import Database, Suite, finished, jobs
 
 
 class Operating(Suite):
@@ -97,6 +99,49 @@ class Operating(Suite):
         assert counted.ready_handlers == {"c": 2, "gateway.publish": 1}
         assert counted.oldest_ready is not None
         assert 0 <= counted.oldest_ready < 10
+
+    async def test_due_schedules_and_their_lag_are_counted(self, database: Database, store: Store) -> None:
+        await database.sql("DELETE FROM jobs")
+        await store.put_schedule(Schedule(name="s", handler="h", interval=3600))
+        unplanned = await store.statistics()
+        await store.plan(0.0)
+        planned = await store.statistics()
+        at = await self.moment(database, "2001-01-01 00:00:00")
+        await database.sql("UPDATE jobs SET nextrunat = :at", at=at)
+
+        due = await store.statistics()
+
+        assert [(each.due_schedules, each.schedule_lag) for each in (unplanned, planned)] == [(0, None), (0, None)]
+        assert due.due_schedules == 1
+        assert due.schedule_lag is not None
+        assert due.schedule_lag > 86_400
+
+    async def test_only_what_another_attempt_may_mend_is_retriable(self, database: Database, store: Store) -> None:
+        used_up = Discard("no luck", retriable=True)
+        outcomes: dict[str, tuple[int, Outcome]] = {
+            "retriable": (3, used_up), "early": (2, used_up), "discarded": (3, Discard("never")), "tired": (9, used_up),
+            "done": (3, Completed()), "old": (3, used_up), "cancelled": (3, Cancel("unwanted")),
+            "inactive": (3, used_up),
+        }  # fmt: skip
+        ids = {}
+        for name, (failures, outcome) in outcomes.items():
+            job = await self.claim_one(store)
+            ids[name] = job.id
+            await database.sql("UPDATE queue_jobs SET retrycount = :n WHERE id = :id", n=failures, id=job.id)
+            await store.finish([finished(replace(job, retry_count=failures), outcome)])
+        at = await self.moment(database, "2001-01-01 00:00:00")
+        await database.sql("UPDATE queue_jobs SET completedat = :at WHERE id = :id", at=at, id=ids["old"])
+        await database.sql("UPDATE queue_jobs SET active = FALSE WHERE id = :id", id=ids["inactive"])
+
+        found = await store.retriable(seconds=3600, attempts=10, limit=100)
+
+        assert list(found) == [ids["retriable"]]
+        assert await store.retriable(seconds=3600, attempts=4, limit=100) == []
+        await store.retry(ids["retriable"])
+        assert await store.retriable(seconds=3600, attempts=10, limit=100) == []
+        (again,) = await self.claim(store)
+        await store.finish([finished(again, used_up)])
+        assert list(await store.retriable(seconds=3600, attempts=10, limit=100)) == [ids["retriable"]]
 
     async def test_the_database_answers_and_is_judged(self, store: Store) -> None:
         await store.ping()
