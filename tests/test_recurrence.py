@@ -1,6 +1,7 @@
 """Which ticks a schedule has, which mistakes it is told of, and what becomes of ticks that were missed."""
 
 import sys
+import zoneinfo
 from datetime import UTC, datetime, timedelta, timezone
 from zoneinfo import ZoneInfo
 
@@ -127,6 +128,17 @@ def test_all_mistakes_of_a_recurrence_are_told_at_once():
 def test_a_time_zone_that_is_no_zone_for_every_instance_is_refused(name):
     with pytest.raises(ConfigError, match=r"^time_zone: .* is not known; write a name such as Europe/Berlin or UTC$"):
         cron("@daily", time_zone=name)
+
+
+def test_time_zones_are_known_where_the_system_has_none():
+    zoneinfo.reset_tzpath(to=())
+    ZoneInfo.clear_cache()
+    try:
+        kathmandu = cron("@daily", time_zone="Asia/Kathmandu")
+        assert ticks(kathmandu, "2026-05-04T00:00", "2026-05-05T00:00") == ["05-04 18:15"]
+    finally:
+        zoneinfo.reset_tzpath()
+        ZoneInfo.clear_cache()
 
 
 def test_moments_of_any_zone_are_taken_and_ticks_are_in_utc_and_real_seconds():
