@@ -62,7 +62,7 @@ class ScheduleRoutes:
     async def create(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer 201 with the new schedule, once it is durable; 409 if the name is taken."""
         body = validate_json(NewSchedule, await read_json(request))
-        made = await self._running.store.put_schedule(body.schedule(body.name, created_by=BY), replace=False)
+        made = await self._write(body.row(body.name, created_by=BY), replace=False)
         if made is None:
             raise Refusal(409, "conflict", "there is a schedule of that name already")
         return json_response(schedule_as_json(made), status=201)
@@ -80,7 +80,7 @@ class ScheduleRoutes:
         body = validate_json(NewSchedule, {"name": key, **data})
         if body.name != key:
             raise Refusal(422, "invalid", "name: a schedule cannot be renamed; leave it out")
-        made = await self._running.store.put_schedule(body.schedule(key, created_by=BY))
+        made = await self._write(body.row(key, created_by=BY))
         return json_response(schedule_as_json(_found(made)), status=201)
 
     async def change(self, request: web.BaseRequest, key: str) -> web.StreamResponse:
@@ -123,7 +123,7 @@ class ScheduleRoutes:
         try:
             ticks = next_ticks(row, datetime.now(UTC), query.count)
         except ConfigError as error:
-            raise Refusal(422, "invalid", "; ".join(error.mistakes)) from None
+            raise _invalid(error) from None
         told = [{"utc": moment(utc), "local": local.isoformat()} for utc, local in ticks]
         return json_response({"name": row.name, "enabled": row.enabled, "timezone": row.time_zone, "ticks": told})
 
@@ -133,8 +133,14 @@ class ScheduleRoutes:
             raise Refusal(422, "invalid", "name: a schedule cannot be renamed; leave it out")
         body = validate_json(ScheduleBody, data)
         values: dict[str, Any] = {"type": row.type, "created_by": row.created_by, "modified_by": BY}
-        made = await self._running.store.put_schedule(body.schedule(row.name, **values))
+        made = await self._write(body.row(row.name, **values))
         return json_response(schedule_as_json(_found(made)))
+
+    async def _write(self, row: Schedule, *, replace: bool = True) -> Schedule | None:
+        try:
+            return await self._running.store.put_schedule(row, replace=replace)
+        except ConfigError as error:
+            raise _invalid(error) from None
 
     async def _schedule(self, key: str) -> Schedule:
         return _found(await self._running.store.schedule(key))
@@ -144,3 +150,8 @@ def _found(row: Schedule | None) -> Schedule:
     if row is None:
         raise Refusal(404, "not_found", "there is no such schedule")
     return row
+
+
+def _invalid(error: ConfigError) -> Refusal:
+    """Return the refusal; the mistakes call columns by their keys, as everywhere."""
+    return Refusal(422, "invalid", "; ".join(error.mistakes))

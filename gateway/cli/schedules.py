@@ -92,10 +92,16 @@ def create(
     priority: Annotated[int, typer.Option(help="Of its jobs: higher runs first.")] = 0,
     max_retries: Annotated[int, typer.Option(help="Attempts of each job after the first.")] = 3,
     timeout: Annotated[int, typer.Option(help="Seconds that each job may take.")] = 300,
-    misfire: Annotated[Misfire, typer.Option(help="What becomes of ticks that were missed.")] = Misfire.ONCE,
+    misfire: Annotated[
+        Misfire | None, typer.Option(help="What becomes of ticks that were missed; default: once.")
+    ] = None,
     misfire_limit: Annotated[int | None, typer.Option(help="Most ticks that --misfire all makes up for.")] = None,
-    gap: Annotated[Gap, typer.Option(help="A tick at a local time that is leapt over.")] = Gap.RUN_AT_END,
-    overlap: Annotated[Overlap, typer.Option(help="A tick at a local time that comes twice.")] = Overlap.FIRST,
+    gap: Annotated[
+        Gap | None, typer.Option(help="A tick at a local time that is leapt over; default: run_at_end.")
+    ] = None,
+    overlap: Annotated[
+        Overlap | None, typer.Option(help="A tick at a local time that comes twice; default: first.")
+    ] = None,
     metadata: Annotated[str, typer.Option(help="JSON object for each job's metadata.")] = "{}",
     description: Annotated[str | None, typer.Option(help="What it is for.")] = None,
     replace: Annotated[
@@ -114,7 +120,7 @@ def create(
             old = await store.schedule(name) if replace else None
             kind = {} if old is None else {"type": old.type}
             return await store.put_schedule(
-                said.schedule(name, created_by=BY, modified_by=BY if old else None, **kind), replace=replace
+                said.row(name, created_by=BY, modified_by=BY if old else None, **kind), replace=replace
             )
 
     _warn_of(handler, settings.handlers)

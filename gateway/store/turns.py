@@ -11,6 +11,7 @@ from gateway.recurrence import MAX_LIMIT, Due, Misfire, Recurrence, due
 LIMIT = 100
 """How many missed ticks `misfire: all` makes up for where nobody says."""
 _TICK = timedelta(microseconds=1)
+_EVER = datetime.min.replace(tzinfo=UTC)
 _LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -96,7 +97,8 @@ def asked(schedule: Schedule, verdicts: Mapping[str, Verdict]) -> Verdict | None
 def check(schedule: Schedule) -> None:
     """Raise `ConfigError` with every mistake in when a schedule is to fire."""
     _policy(schedule)
-    recurrence_of(schedule)
+    if recurrence_of(schedule).after(_EVER) is None:
+        raise ConfigError(["end_at: it would never make a job, for no tick is as early as that; leave it out"])
 
 
 def _due(schedule: Schedule, now: datetime) -> Due:
