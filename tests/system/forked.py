@@ -14,8 +14,9 @@ _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(
     [
         "__main__", "tests.system.forked", "gateway.app", "gateway.cli", "gateway.cli.service", "gateway.logs",
-        "connectors.http", "gateway.store.sqlite", "gateway.store.postgresql",
+        "connectors.http", "gateway.store.sqlite", "gateway.store.postgresql", "gateway.store.mysql",
         "sqlalchemy.dialects.sqlite.aiosqlite", "sqlalchemy.dialects.postgresql.asyncpg",
+        "sqlalchemy.dialects.mysql.asyncmy",
     ]
 )  # fmt: skip
 

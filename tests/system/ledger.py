@@ -64,6 +64,15 @@ async def read(
     )
 
 
+async def lost_attempts(database: Database) -> list[Violation]:
+    """Return the jobs that lost an attempt to what happened around them: their handlers never fail."""
+    tried = await database.rows(
+        "SELECT id, handler, retrycount FROM queue_jobs WHERE retrycount > 0 AND handler IN"
+        " ('example.effect', 'example.deferred', 'example.plain', 'example.slow', 'example.gated')"
+    )
+    return [Violation("failed", job["id"], f"{job['handler']} lost an attempt") for job in tried]
+
+
 def judge(ledger: Ledger) -> list[Violation]:
     """Return every violation; none means that each accepted message has exactly one effect."""
     jobs = {str(job["id"]): job for job in ledger.jobs}

@@ -15,7 +15,7 @@ from yarl import URL
 from tests.faults import FaultProxy
 from tests.system.database import Database
 from tests.system.forked import ForkedGateway
-from tests.system.ledger import Violation, judge, read
+from tests.system.ledger import Violation, judge, lost_attempts, read
 from tests.system.strangers import Client, Receiver
 from tests.system.waiting import until
 
@@ -70,11 +70,7 @@ class Scenario:
         await self.database.rest()
         received, children = self.receiver.received, {"example.publish": 2}
         found = judge(await read(self.database, self.client.accepted, received=received, children=children))
-        tried = await self.database.rows(
-            "SELECT id, handler, retrycount FROM queue_jobs WHERE retrycount > 0 AND handler IN"
-            " ('example.effect', 'example.deferred', 'example.plain', 'example.gated')"
-        )
-        return [*found, *(Violation("failed", job["id"], f"{job['handler']} lost an attempt") for job in tried)]
+        return [*found, *await lost_attempts(self.database)]
 
     # -- what is left behind by others ---------------------------------------------------------------------------------
 

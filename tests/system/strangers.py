@@ -21,13 +21,14 @@ class Client:
     """Posts messages, each under a key of its own, and repeats a message until it is accepted.
 
     `accepted` maps each key to the job id of the answer; an answer that differs from an earlier one is a failure.
+    `patience` is how many seconds it waits for an answer.
     """
 
-    def __init__(self, base: str) -> None:
+    def __init__(self, base: str, *, patience: float = 20) -> None:
         self.base = base
         self.accepted: dict[str, str] = {}
         self.repeated = 0
-        self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=20))
+        self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=patience))
 
     async def post(self, path: str, body: dict[str, Any] | None = None) -> str:
         """Return the job's id once the message was accepted, however often that takes."""

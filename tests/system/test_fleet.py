@@ -1,0 +1,87 @@
+"""Three instances on one database, under everything that can befall them at once."""
+
+import asyncio
+import os
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.databases import fresh_database
+from tests.services import Server
+from tests.system.fleet import Fleet
+from tests.system.ledger import judge, lost_attempts, read
+from tests.system.strangers import Load, Receiver
+
+SOAK = float(os.environ.get("SOAK_SECONDS", "0")) / 10
+LEASE = 10.0 if SOAK else 2.0
+"""Seconds; in a soak the one that everybody has, to see how long rescues take with it."""
+MESSAGES = (
+    ("/effect", {}), ("/slow", {"seconds": 0.4}), ("/publish", {"failures": 1}), ("/slow", {"seconds": 0.2}),
+    ("/deferred", {}), ("/plain", {}),
+)  # fmt: skip
+
+pytestmark = [pytest.mark.slow, pytest.mark.database, pytest.mark.timeout(300)]
+
+
+@pytest.fixture
+def cache() -> dict[str, Any]:
+    """What stands in the configuration of the fleet's cache."""
+    return {}
+
+
+async def test_each_message_has_one_effect_whatever_befalls_the_fleet(
+    own_server: Server, cache: dict[str, Any], tmp_path: Path, record_property: Any
+) -> None:
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    with fresh_database(own_server.url) as url:
+        async with (
+            Receiver(refuse_every=40) as receiver,
+            Fleet(own_server, url, tmp_path, out=receiver.url, lease=LEASE, extra=cache) as fleet,
+            fleet.client() as client,
+        ):
+            load = Load(*MESSAGES)
+            flood = asyncio.create_task(client.flood(load, clients=30, pause=0.05))
+            await befall(fleet, random.Random(seed))
+            load.stop()
+            await asyncio.wait_for(flood, 60)
+            await fleet.database.rest()
+            await fleet.stop()
+            ledger = await read(
+                fleet.database, client.accepted, received=receiver.received, children={"example.publish": 2}
+            )
+            lost = await lost_attempts(fleet.database)
+            workers = await fleet.database.rows("SELECT DISTINCT executedby FROM job_histories WHERE statusid = 3")
+            rescued = await fleet.database.value("SELECT count(*) FROM queue_jobs WHERE crashcount > 0")
+    print(f"{len(client.accepted)} messages, {client.repeated} repeated, {rescued} jobs rescued")
+    report(fleet, record_property)
+    assert judge(ledger) == []
+    assert lost == []
+    assert rescued > 0
+    assert {row["executedby"].split("/")[0] for row in workers} == {"one", "two", "three"}
+
+
+async def befall(fleet: Fleet, chance: random.Random) -> None:
+    """Let each kind of fault happen once, to another instance each time; in a soak again and again."""
+    until = time.monotonic() + SOAK
+    while True:
+        one, two, three = chance.sample(fleet.members, 3)
+        await asyncio.gather(one.die(), two.freeze())
+        await asyncio.gather(three.fall_silent(), one.lose_connections())
+        await fleet.restart_database()
+        if time.monotonic() >= until:
+            return
+
+
+def report(fleet: Fleet, record_property: Any) -> None:
+    """Tell how long rescues took."""
+    for fault in ("kill", "pause", "cut"):
+        seconds = sorted(each for member in fleet.members for kind, each in member.rescues if kind == fault)
+        if seconds:
+            p99 = seconds[min(len(seconds) - 1, int(len(seconds) * 0.99))]
+            print(f"rescued after a {fault}: {len(seconds)} times, p50 {seconds[len(seconds) // 2]:.2f} s, ", end="")
+            print(f"p99 {p99:.2f} s, at most {seconds[-1]:.2f} s")
+            record_property(f"rescue_seconds_{fault}", p99)
