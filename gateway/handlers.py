@@ -92,7 +92,10 @@ async def call(context: Context) -> Json:
 
 
 async def cleanup_histories(context: Context) -> Json:
-    """Delete what finished longer ago than the retention; the job's metadata may give `days`."""
+    """Delete what finished longer ago than `jobs.job_history_retention_days`, or than the metadata's `days`.
+
+    Without `days`, a retention of 0 keeps everything.
+    """
     maintenance = context.maintenance
     if maintenance is None:
         raise Discard("system.cleanup.histories runs only inside a gateway")

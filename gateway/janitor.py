@@ -111,6 +111,8 @@ class Upkeep:
 
     async def prune(self, days: int | None = None) -> int:
         """Delete what ended more than `days` days ago (None: as configured) and return how many rows went."""
+        if days is None and not self._retention_days:
+            return 0
         age = timedelta(days=self._retention_days if days is None else days)
         total = 0
         while count := await self._store.prune(age, BATCH):

@@ -134,5 +134,6 @@ async def test_pruning_on_demand_deletes_what_is_older_than_asked_for(store):
     await write(store, "UPDATE queue_jobs SET completedat = :at", at=str(datetime.now(UTC) - timedelta(days=3))[:26])
 
     assert await Upkeep(store, 90).prune() == 0
+    assert await Upkeep(store, 0).prune() == 0, "what is kept for ever was deleted"
     assert await Upkeep(store, 90).prune(2) == 1
     assert await store.get(job_id) is None
