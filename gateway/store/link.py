@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
 from gateway.store.sockets import keepalive, tls
+from gateway.store.wire import SILENCE
 
 _PLAIN = {"application_name": "gateway", "timezone": "UTC", "client_encoding": "utf8"}
 """Poolers know these, and give them to whatever session they lend."""
@@ -35,9 +36,6 @@ PLANNER = {
     "plan_cache_mode": "force_generic_plan",
     "jit": "off",
 }
-_IDLE = 10.0
-"""Seconds after which the server ends a transaction of ours that says nothing: a paused process must not hold locks."""
-
 UNNAMED: Mapping[str, Any] = {
     "statement_cache_size": 0,
     "prepared_statement_cache_size": 0,
@@ -54,7 +52,7 @@ def limits(seconds: float) -> dict[str, str]:
     """Return how long a statement of the gateway may take, and its transactions may say nothing."""
     return {
         "statement_timeout": str(int(seconds * 1000)),
-        "idle_in_transaction_session_timeout": str(int(_IDLE * 1000)),
+        "idle_in_transaction_session_timeout": str(SILENCE * 1000),
     }
 
 

@@ -24,7 +24,7 @@ from gateway.store.presence import Identity, ServerPresence, Session
 from gateway.store.script import Result, Script, Sql
 from gateway.store.server import OWN, READERS, ServerDriver
 from gateway.store.sockets import keepalive
-from gateway.store.wire import Fault, Wire, original
+from gateway.store.wire import SILENCE, Fault, Wire, original
 
 DEADLOCK = 1213
 _BROKEN_OFF = frozenset({DEADLOCK, 1205, 3572, 1020})
@@ -114,8 +114,20 @@ class MysqlWire(Wire):
             return Result(count=max(cursor.rowcount, 0))
 
     async def begin(self, raw: Any) -> None:
-        """Begin."""
+        """Begin, with as much time as ever."""
+        if getattr(raw, "gateway_hurried", False):
+            await self._wait(raw, "DEFAULT")
+            raw.gateway_hurried = False
         await raw.begin()
+
+    async def hurry(self, raw: Any, seconds: int) -> None:
+        """Bound the session's silence, until the next transaction begins."""
+        raw.gateway_hurried = True
+        await self._wait(raw, str(seconds))
+
+    async def _wait(self, raw: Any, seconds: str) -> None:
+        async with raw.cursor() as cursor:
+            await cursor.execute(f"SET SESSION {raw.gateway_silence} = {seconds}")
 
     async def commit(self, raw: Any) -> None:
         """Commit."""
@@ -264,8 +276,9 @@ async def _prepare(raw: Any, *, ours: bool) -> None:
         await cursor.execute("SELECT @@max_allowed_packet, VERSION()")
         packet, version = (await cursor.fetchall())[0]
         raw.gateway_packet = int(packet)
+        raw.gateway_silence = "idle_transaction_timeout" if "MariaDB" in version else "wait_timeout"
         if ours:
             # Without the second, MySQL reads the whole table once a list has some 700 ids.
             own = "wait_timeout = 15, range_optimizer_max_mem_size = 0"
-            idle = "idle_transaction_timeout = 10" if "MariaDB" in version else own
+            idle = f"idle_transaction_timeout = {SILENCE}" if "MariaDB" in version else own
             await cursor.execute(f"SET SESSION innodb_lock_wait_timeout = {_LOCK_WAIT}, {idle}")

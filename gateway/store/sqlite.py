@@ -109,6 +109,9 @@ class SqliteWire(Wire):
         """Take the write lock: a transaction that read first could not be allowed to write later."""
         await (await raw.execute("BEGIN IMMEDIATE")).close()
 
+    async def hurry(self, raw: Any, seconds: int) -> None:
+        """Do nothing: nobody else waits, as one process has the file."""
+
     async def commit(self, raw: Any) -> None:
         """Commit; returns after the fsync."""
         await raw.commit()

@@ -15,7 +15,7 @@ from gateway.crashpoint import reach
 from gateway.errors import CommitUnknown, StoreError, StoreUnavailable, TransactionRefused
 from gateway.store.guard import OPTION, Guard
 from gateway.store.script import Deferred, Result, Sql, T
-from gateway.store.wire import Fault, Make, Wire, drive, original, translate, unknown
+from gateway.store.wire import SILENCE, Fault, Make, Wire, drive, original, translate, unknown
 from gateway.telemetry import emit
 
 PROBE = 2.0
@@ -277,11 +277,21 @@ class JobTransaction:
                 raise StoreUnavailable("the connection was lost before the job's transaction could end")
             if not self._wire.in_transaction(self._raw):
                 raise TransactionRefused("the handler left the job's transaction on the driver's own connection")
+            if self._turn is None:
+                await self._hurry()
             value = await drive(make(), self._execute)
             await self._commit(resolve)
         finally:
             await self._conclude()
         return value
+
+    async def _hurry(self) -> None:
+        """Let a server end the transaction by itself, should this process fall silent before its COMMIT."""
+        try:
+            async with asyncio.timeout(self._seconds):
+                await self._wire.hurry(self._raw, SILENCE)
+        except Exception as error:
+            raise translate(self._wire.fault(error), original(error)) from error
 
     async def _flush(self, session: JobSession) -> None:
         try:

@@ -27,6 +27,10 @@ ATTEMPTS = 5
 """How often a transaction is run that the database itself broke off (deadlock, serialization, lock wait)."""
 
 
+SILENCE = 10
+"""Seconds after which a transaction that says nothing must let go of the gateway's rows, as its process is paused."""
+
+
 class Fault(Enum):
     """What an error of a database driver means for the transaction it happened in."""
 
@@ -99,6 +103,10 @@ class Wire(ABC):
     @abstractmethod
     async def begin(self, raw: Any) -> None:
         """Begin a transaction."""
+
+    @abstractmethod
+    async def hurry(self, raw: Any, seconds: int) -> None:
+        """Have the server end this transaction if it says nothing for so long: it holds rows that others wait for."""
 
     @abstractmethod
     async def commit(self, raw: Any) -> None:
