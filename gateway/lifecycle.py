@@ -10,6 +10,7 @@ from gateway import outbox, plugins
 from gateway.admin import ConnectorView
 from gateway.arrival import Conservation
 from gateway.config import Config
+from gateway.config.schedules import rows
 from gateway.connector import ConnectorConfig, Inbox
 from gateway.coordination import Wakeup
 from gateway.coordination.loop import Loop, back_off
@@ -21,7 +22,9 @@ from gateway.janitor import Janitor, Upkeep
 from gateway.job import PUBLISH
 from gateway.outbox import Outbox, Publish
 from gateway.outcome import RetryPolicy
+from gateway.scheduler import Scheduler
 from gateway.store import Report, Store
+from gateway.store.condition import Conditions
 from gateway.supervisor import Supervisor
 from gateway.telemetry import emit
 
@@ -38,6 +41,7 @@ def load_handlers(config: Config) -> dict[str, Handler]:
     handler is told as `service.error` and left out: its jobs wait for an instance that knows it.
     """
     wanted = {entry.handler for each in config.connectors.values() for entry in each.inbound} | set(config.handlers)
+    wanted |= {schedule.handler for schedule in config.schedules.values()}
     found: dict[str, Handler] = {}
     mistakes: list[str] = []
     known = plugins.installed(plugins.HANDLERS)
@@ -58,6 +62,13 @@ def max_retries(handlers: Mapping[str, Handler], default: int, name: str) -> int
     """Return how many attempts after the first a handler's jobs get where nobody says."""
     known = handlers.get(name)
     wish = None if known is None else known.options.max_retries
+    return default if wish is None else wish
+
+
+def timeout(handlers: Mapping[str, Handler], default: float, name: str) -> float:
+    """Return how many seconds a handler's jobs may take where nobody says."""
+    known = handlers.get(name)
+    wish = None if known is None else known.options.timeout
     return default if wish is None else wish
 
 
@@ -98,6 +109,19 @@ class Services:
             wake=wake,
             retention_days=jobs.job_history_retention_days,
         )
+        asked = config.database.read_only_url or config.database.url
+        self._conditions = Conditions(asked.get_secret_value(), seconds=config.database.statement_timeout)
+        self.scheduler = Scheduler(
+            store,
+            wake=wake,
+            ask=self._conditions.ask,
+            interval=jobs.scheduler_check_interval,
+            configured=rows(
+                config.schedules,
+                partial(max_retries, handlers, jobs.max_retries),
+                partial(timeout, handlers, jobs.timeout),
+            ),
+        )
         self._runs_jobs = jobs.enabled
 
     def start(self) -> None:
@@ -106,6 +130,7 @@ class Services:
             self._keep("executor", self.executor.run)
             self._keep("outbox", self.outbox.run)
         self._keep("janitor", self.janitor.run)
+        self._keep("scheduler", self.scheduler.run)
         self._keep("report", self._report.run)
         for name, supervisor in self.supervisors.items():
             self._connectors[name] = asyncio.create_task(_forever(name, supervisor.run), name=f"supervisor {name}")
@@ -122,12 +147,14 @@ class Services:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._conditions.close()
         return released, abandoned
 
     @property
     def clocks(self) -> dict[str, float]:
         """The last sign of life of each loop, as event loop time."""
-        clocks = {"inbox": self.inbox.beat, **{loop.name: loop.beat for loop in (self._report, *self.janitor.loops)}}
+        loops = (self._report, *self.janitor.loops, *self.scheduler.loops)
+        clocks = {"inbox": self.inbox.beat, **{loop.name: loop.beat for loop in loops}}
         if self._runs_jobs:
             clocks |= {"executor": self.executor.beat, "outbox": self.outbox.beat}
         return clocks | {f"connector {name}": each.beat for name, each in self.supervisors.items()}

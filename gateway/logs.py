@@ -33,12 +33,15 @@ _LEVELS = {
     "outbox.delivered": "debug",
     "outbox.failed": "warning",
     "janitor.promoted": "debug",
+    "schedule.fired": "debug",
+    "schedule.invalid": "error",
     "store.unavailable": "warning",
     "store.weak": "warning",
     "service.error": "error",
     "connector.warning": "warning",
     "gateway.waiting": "warning",
 }
+_SKIPPED = {"condition": "debug", "error": "warning"}
 _BAD_STATES = frozenset({"failed", "degraded"})
 _TROUBLES = frozenset({"inbox.waiting", "store.unavailable", "service.error", "connector.state", "gateway.waiting"})
 
@@ -184,4 +187,6 @@ def _level(event: str, fields: dict[str, Any]) -> str:
         return "warning" if fields.get("state") in _BAD_STATES else "info"
     if event == "job.finished":
         return "info" if fields.get("error") is None else "warning"
+    if event == "schedule.skipped":
+        return _SKIPPED.get(str(fields.get("reason")), "info")
     return _LEVELS.get(event, "info")

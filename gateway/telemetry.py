@@ -19,6 +19,10 @@ call only and logged. No event carries a payload or a secret.
 | `outbox.failed` | `connector`, `job`, `error`, `permanent` |
 | `janitor.promoted` | `count` |
 | `janitor.pruned` | `count` |
+| `schedule.configured` | `schedule` (written anew because its text changed) |
+| `schedule.fired` | `schedule`, `count`, `tick` (the last of them) |
+| `schedule.skipped` | `schedule`, `count`, `reason` (missed, condition or error), `error` |
+| `schedule.invalid` | `schedule`, `error` (it makes no jobs until its row is changed) |
 | `connector.state` | `connector`, `state`, `reason` |
 | `connector.configured` | `connector`, `type`, `guarantee` |
 | `connector.warning` | `connector`, `warning` (what is allowed but dangerous) |

@@ -42,7 +42,7 @@ def test_all_mistakes_are_told_at_once_in_the_order_of_the_file():
           lease: 0
           enabled: yes
         cache: {url: redis://x}
-        schedules: {}
+        schedules: {a: {handler: gateway.lok, cron: R * * * *, intervall: 5}}
         conectors: 1
         connectors:
           web:
@@ -73,7 +73,8 @@ def test_all_mistakes_are_told_at_once_in_the_order_of_the_file():
         "gateway.yaml:6: jobs.lease: must be at least 1",
         "gateway.yaml:7: jobs.enabled: expected true or false",
         "gateway.yaml:8: cache: this version has no cache and needs none, leave it out",
-        "gateway.yaml:9: schedules: this version has no scheduler, leave it out",
+        "gateway.yaml:9: schedules.a.handler: unknown handler 'gateway.lok', did you mean 'gateway.log'?",
+        "gateway.yaml:9: schedules.a.intervall: unknown key, did you mean 'interval'?",
         "gateway.yaml:10: conectors: unknown key, did you mean 'connectors'?",
         "gateway.yaml:13: connectors.web.type: no connector named 'memry' is installed, did you mean 'memory'?",
         (
@@ -142,7 +143,7 @@ def test_all_mistakes_are_told_at_once_in_the_order_of_the_file():
                 " timeout, workers"
             ),
         ),
-        ("notes: [x]", "1: notes: unknown key, there are: connectors, database, gateway, handlers, jobs"),
+        ("notes: [x]", "1: notes: unknown key, there are: connectors, database, gateway, handlers, jobs, schedules"),
     ],
 )
 def test_a_mistake_says_where_and_what(text, says):

@@ -1,6 +1,7 @@
 """More mistakes of the system that this one replaces: those that take a whole gateway to make."""
 
 import asyncio
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 
 import aiohttp
@@ -191,9 +192,54 @@ async def metrics_are_off(gateway):
     assert (await gateway.fetch("/live"))[0] == 200
 
 
-async def is_said_to_have_no_effect(gateway):
-    [note] = gateway.config.notes
-    assert note.startswith("jobs.scheduler_check_interval has no effect")
+async def a_schedule_written_by_sql_is_seen(gateway):
+    await gateway.outside.execute(
+        "INSERT INTO jobs (id, name, handler, cronexpression) VALUES ('s', 's', 'a', '@daily')"
+    )
+    await until_it_is(lambda: planned(gateway), PATIENCE)
+
+
+async def planned(gateway):
+    return (await gateway.store.schedule("s")).next_run_at is not None
+
+
+BY_HAND = """INSERT INTO jobs (id, name, description, typeid, handler, cronexpression, intervalseconds, startat, endat,
+ maxexecutions, enabled, priority, metadata, createdby) VALUES
+ ('five', 'five', NULL, 1, 'answer', '* * * * *', NULL, NULL, NULL, 0, TRUE, 0, NULL, NULL),
+ ('six', 'six', NULL, 1, 'answer', '* * * * * *', NULL, NULL, NULL, 0, TRUE, 0, NULL, NULL),
+ ('off', 'off', NULL, 1, 'answer', '* * * * * *', NULL, NULL, NULL, 0, FALSE, 0, NULL, NULL),
+ ('long', 'long', NULL, 1, 'answer', NULL, 90, :begun, NULL, 1, TRUE, 0, NULL, NULL)"""
+
+
+async def test_schedules_written_by_hand_fire_as_they_say_and_once_in_all_instances(database_url):
+    await migrate(database_url)
+    configs = [parse_config(document(database_url, "scheduler_check_interval: 0.2")) for _ in range(2)]
+    async with Database(database_url) as outside, AsyncExitStack() as stack:
+        await outside.execute("DELETE FROM jobs")
+        for config in configs[: 1 if outside.kind == "sqlite" else 2]:
+            gateway = await stack.enter_async_context(Started(config, outside))
+        begun = datetime.now(UTC).replace(tzinfo=None) - timedelta(seconds=89)
+        shown = begun.isoformat(" ", "microseconds") if outside.kind == "sqlite" else begun
+        await outside.execute(BY_HAND, [{"begun": shown}])
+
+        async def fired():
+            found = {row["id"]: row["executioncount"] for row in await outside.rows("SELECT * FROM jobs")}
+            return found["long"] == 1 and found["six"] >= 2
+
+        await until_it_is(fired, PATIENCE)
+        await outside.execute("UPDATE jobs SET enabled = FALSE WHERE id = 'six'")
+
+        async def stopped():
+            return (await gateway.store.schedule("six")).next_run_at is None
+
+        await until_it_is(stopped, PATIENCE)
+        rows = {row["id"]: row for row in await outside.rows("SELECT * FROM jobs")}
+        ticks = await outside.rows("SELECT scheduleid, tick, jobid FROM schedule_ticks ORDER BY tick")
+        jobs = {row["id"]: row for row in await outside.rows("SELECT * FROM queue_jobs")}
+    assert [rows["off"]["executioncount"], rows["long"]["executioncount"], rows["long"]["nextrunat"]] == [0, 1, None]
+    assert rows["five"]["nextrunat"] is not None
+    assert sum(row["executioncount"] for row in rows.values()) == len(ticks) == len(jobs)
+    assert all(jobs[tick["jobid"]]["scheduledat"] == tick["tick"] for tick in ticks)
 
 
 USED = {
@@ -205,7 +251,7 @@ USED = {
     "retry_max_delay": ("50, retry_delay: 1000", retry_waits(39, 61)),
     "timeout": ("0.05", a_handler_is_timed_out),
     "lease": ("1", the_heart_beats_faster),
-    "scheduler_check_interval": ("7", is_said_to_have_no_effect),
+    "scheduler_check_interval": ("0.3", a_schedule_written_by_sql_is_seen),
     "job_history_retention_days": ("1", old_jobs_go),
     "enable_metrics": ("false", metrics_are_off),
 }

@@ -10,21 +10,21 @@ from gateway import plugins
 from gateway.config.document import Branch, Leaf, Listing, Mistake, Path, Tree, show
 from gateway.config.mistakes import hide, locate, plain, unknown_key, validate
 from gateway.config.models import Config, DatabaseConfig, GatewayConfig, JobsConfig
+from gateway.config.schedules import wrong
 from gateway.connector import ConnectorConfig
 from gateway.errors import PluginNotFound
 from gateway.job import PUBLISH
+from gateway.schedules import NAME, ScheduleConfig
 
 _SECTIONS: Final[Mapping[str, type[BaseModel]]] = {
     "gateway": GatewayConfig,
     "database": DatabaseConfig,
     "jobs": JobsConfig,
 }
-_KEYS: Final = (*_SECTIONS, "connectors", "handlers")
+_KEYS: Final = (*_SECTIONS, "connectors", "schedules", "handlers")
 _NOT_YET: Final = {
     "cache": "this version has no cache and needs none, leave it out",
-    "schedules": "this version has no scheduler, leave it out",
 }
-_NO_EFFECT: Final = {("jobs", "scheduler_check_interval"): "this version has no scheduler"}
 
 
 class Assembly:
@@ -41,13 +41,14 @@ class Assembly:
         values: dict[str, object] = {key: self._section(key, model) for key, model in _SECTIONS.items()}
         handlers = self._handlers()
         connectors = dict(self._connectors())
+        schedules = dict(self._schedules(values["database"]))
         used = self._used_handlers()
         if imports:
             self._import_handlers(used, handlers)
         if self.mistakes:
             return None
         config = Config.model_validate(
-            {**values, "connectors": connectors, "handlers": handlers, "notes": (*self.notes,)}
+            {**values, "connectors": connectors, "schedules": schedules, "handlers": handlers, "notes": (*self.notes,)}
         )
         placed = {name: each.of_instance(config.gateway.name, name) for name, each in connectors.items()}
         return config.model_copy(update={"connectors": placed})
@@ -59,9 +60,6 @@ class Assembly:
                 self.notes.append(
                     f"{show((*path, 'use_redis'))} has no effect: the database alone coordinates instances"
                 )
-        for place, reason in _NO_EFFECT.items():
-            if locate(self.root, place, 1)[1] == place:
-                self.notes.append(f"{show(place)} has no effect: {reason}")
         for key, line in self.root.key_lines.items():
             if key in _NOT_YET:
                 self.mistakes.append(Mistake(line, key, _NOT_YET[key]))
@@ -114,6 +112,22 @@ class Assembly:
                 self.mistakes.append(Mistake(at, where, hide(str(error), kind)))
         return None
 
+    def _schedules(self, database: object) -> Iterator[tuple[str, ScheduleConfig]]:
+        branch = self._branch("schedules")
+        for name, tree in branch.items.items():
+            path, line = ("schedules", name), branch.key_lines[name]
+            if not re.search(NAME, name):
+                text = "a schedule's name is one line of at most 255 characters, without spaces around it"
+                self.mistakes.append(Mistake(line, show(path), text))
+                continue
+            made, mistakes = validate(ScheduleConfig, tree, path, line)
+            self.mistakes += mistakes
+            if made is not None:
+                for key, text in wrong(made, database if isinstance(database, DatabaseConfig) else None):
+                    place, found, at = locate(tree, (key,), line)
+                    self.mistakes.append(Mistake(at, show((*path, *found)), hide(text, place)))
+                yield name, made
+
     def _handlers(self) -> dict[str, str]:
         branch = self._branch("handlers")
         made: dict[str, str] = {}
@@ -152,7 +166,10 @@ class Assembly:
         return used
 
     def _entries(self) -> Iterator[tuple[Path, Branch]]:
-        """Go through the inbound entries as they were written, those of mistaken connectors too."""
+        """Go through what has a handler as it was written, entries of mistaken connectors too."""
+        for name, schedule in self._branch("schedules").items.items():
+            if isinstance(schedule, Branch):
+                yield ("schedules", name), schedule
         for name, connector in self._branch("connectors").items.items():
             inbound, found, _ = locate(connector, ("inbound",), 0)
             for index, entry in enumerate(inbound.items if found and isinstance(inbound, Listing) else ()):

@@ -14,6 +14,7 @@ from pydantic.json_schema import SkipJsonSchema
 
 from gateway.connector import ConnectorConfig, StrictModel
 from gateway.errors import StoreError
+from gateway.schedules import ScheduleConfig, ScheduleName
 
 Seconds: TypeAlias = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 Name: TypeAlias = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
@@ -83,16 +84,22 @@ class DatabaseConfig(StrictModel):
         description="sqlite:///file.db, postgresql://user:password@host/name, mysql://… or mariadb://…",
         json_schema_extra={"default": DEFAULT_DATABASE},
     )
+    read_only_url: SecretStr | None = Field(
+        default=None,
+        description="where schedules' conditions are asked, such as a user who may only read; default: url",
+    )
     pool_size: int = Field(default=10, ge=1, le=1000, description="most connections of this process (not SQLite)")
     statement_timeout: Seconds = Field(
         default=10.0, description="seconds after which a statement of the gateway is given up"
     )
 
-    @field_validator("url")
+    @field_validator("url", "read_only_url")
     @classmethod
-    def _can_be_opened(cls, url: SecretStr) -> SecretStr:
+    def _can_be_opened(cls, url: SecretStr | None) -> SecretStr | None:
         from gateway.store.url import engine_url
 
+        if url is None:
+            return None
         try:
             engine_url(url.get_secret_value())
         except StoreError as error:
@@ -143,6 +150,9 @@ class Config(StrictModel):
     jobs: JobsConfig = Field(default_factory=JobsConfig, description=JobsConfig.__doc__)
     connectors: Mapping[Name, SerializeAsAny[ConnectorConfig]] = Field(
         default_factory=dict, description="connections to brokers by name, each with its type"
+    )
+    schedules: Mapping[ScheduleName, ScheduleConfig] = Field(
+        default_factory=dict, description="schedules by name, written to the database at start when they were changed"
     )
     handlers: Mapping[HandlerName, Target] = Field(
         default_factory=dict, description="handlers beside the installed ones: name to module:attribute"

@@ -8,6 +8,7 @@ deadline of its own; a lost COMMIT is resolved inside, by reading back.
 from gateway.store.ending import JobTransaction
 from gateway.store.script import Deferred
 from gateway.store.store import Store
+from gateway.store.turns import Asking, Turn, Verdict
 from gateway.store.values import (
     Arrival,
     Dedupe,
@@ -27,6 +28,7 @@ from gateway.store.values import (
 
 __all__ = [
     "Arrival",
+    "Asking",
     "Dedupe",
     "Deferred",
     "Finish",
@@ -43,4 +45,6 @@ __all__ = [
     "SourcePosition",
     "Statistics",
     "Store",
+    "Turn",
+    "Verdict",
 ]

@@ -33,7 +33,8 @@ _KNOWN = "SELECT name, configured FROM jobs WHERE name {any $1}"
 
 def _insert() -> str:
     names = ("id", "name", "createdby", "modifiedby", "configured", *_DEFINED)
-    return f"INSERT INTO jobs ({', '.join(names)}) VALUES ({', '.join(f'${n}' for n in range(1, len(names) + 1))})"
+    marks = ", ".join(f"${n}" for n in range(1, len(names) + 1))
+    return f"INSERT INTO jobs ({', '.join(names)}, createdon, modifiedon) VALUES ({marks}, {{now}}, {{now}})"
 
 
 def _update() -> str:

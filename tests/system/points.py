@@ -16,13 +16,8 @@ ALL: Final = frozenset(
     {name for source in _SOURCES for name in re.findall(r"\breach\(\"([\w.]+)\"\)", source)}
     | {f"{verb}.{moment}" for verb in VERBS for moment in ("start", "committed")}
 )
-BY_COMMAND: Final = frozenset(
-    {f"position.{moment}" for moment in ("start", "committed")}
-    | {f"{verb}.{moment}" for verb in ("plan", "fire") for moment in ("start", "written", "committed")}
-    | {f"schedule.{moment}" for moment in ("start", "written", "committed")}
-)
-"""No running gateway gets there: a command that sets a position or a schedule is a process of its own, and does
-nothing else."""
+BY_COMMAND: Final = frozenset({"position.start", "position.committed"})
+"""No running gateway gets there: the command that sets a position is a process of its own, and does nothing else."""
 ELSEWHERE: Final[dict[Kind, frozenset[str]]] = {
     "sqlite": frozenset({"pool.before_commit", "pool.after_commit", "single.before_commit", "single.after_commit"}),
     "postgresql": frozenset({"writer.before_commit", "writer.after_commit"}),

@@ -49,6 +49,8 @@ class Scenario:
                 tasks.create_task(self._report())
             if group == "postpone":
                 tasks.create_task(self._postpone())
+            if group in ("plan", "fire", "schedule"):
+                tasks.create_task(self._schedule())
 
     async def hold(self) -> None:
         """Have a job run until `let_go`, so that a stop must give it back."""
@@ -70,6 +72,13 @@ class Scenario:
         await self.database.rest()
         received, children = self.receiver.received, {"example.publish": 2}
         found = judge(await read(self.database, self.client.accepted, received=received, children=children))
+        ticks = await self.database.rows(
+            "SELECT s.id, s.executioncount, count(q.id) AS jobs FROM jobs s LEFT JOIN schedule_ticks t ON"
+            " t.scheduleid = s.id LEFT JOIN queue_jobs q ON q.id = t.jobid GROUP BY s.id, s.executioncount"
+        )
+        made = await self.database.value("SELECT count(*) FROM queue_jobs WHERE handler = 'gateway.log'")
+        if any(row["executioncount"] != row["jobs"] for row in ticks) or made != sum(row["jobs"] for row in ticks):
+            found = [*found, Violation("ticks", "", f"{made} jobs of schedules: {ticks}")]
         return [*found, *await lost_attempts(self.database)]
 
     # -- what is left behind by others ---------------------------------------------------------------------------------
@@ -91,6 +100,25 @@ class Scenario:
         job_id = secrets.token_hex(8)
         await self._insert(job_id, priority=9, scheduledat=LATER)
         await self._operate(job_id)
+
+    async def _schedule(self) -> None:
+        """Insert a schedule by hand whose only tick is soon, enable it, and see it through."""
+        name = secrets.token_hex(8)
+        await self.database.execute(
+            "INSERT INTO jobs (id, name, handler, cronexpression, maxexecutions, enabled)"
+            f" VALUES ('{name}', '{name}', 'gateway.log', '* * * * * *', 1, FALSE)"
+        )
+        query = "SELECT count(*) FROM jobs WHERE name = :name AND executioncount = 1 AND nextrunat IS NULL"
+
+        async def enabled() -> bool:
+            return await self._post(f"/api/schedules/{name}/enable") is not None
+
+        await until(enabled, within=60, what="the schedule was enabled", every=0.05)
+
+        async def fired() -> bool:
+            return int(await self.database.value(query, name=name)) == 1
+
+        await until(fired, within=60, what="the schedule has fired and ended", every=0.05)
 
     async def _insert(self, job_id: str, **columns: Any) -> None:
         columns = {"id": job_id, "handler": "example.effect", "payload": "{}", **columns}
@@ -180,7 +208,9 @@ class Scenario:
                 address = address.set(port=await self._through(address.port, stack))
             seen = address.render_as_string(hide_password=False)
             out = f"http://127.0.0.1:{await self._through(self.receiver.port, stack)}"
-            self.gateway = ForkedGateway(self.folder, seen, out=out, grace=0, max_retries=1)
+            self.gateway = ForkedGateway(
+                self.folder, seen, out=out, grace=0, max_retries=1, scheduler_check_interval=0.2
+            )
             await self.gateway.prepare(self.database)
             port = await self._through(URL(self.gateway.web).port or 0, stack)
             self.client = await enter(Client(f"http://127.0.0.1:{port}"))
