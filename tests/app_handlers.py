@@ -3,7 +3,7 @@
 import asyncio
 from typing import Any
 
-from gateway import Context
+from gateway import Context, Discard
 
 started = asyncio.Event()
 
@@ -18,3 +18,11 @@ async def hang(_context: Context) -> None:
     """Never return."""
     started.set()
     await asyncio.Event().wait()
+
+
+async def fail(context: Context) -> None:
+    """Fail for good, or the first time only."""
+    if context.message.body == b"never":
+        raise Discard("as told")
+    if context.job.attempt == 1:
+        raise ValueError("as told")

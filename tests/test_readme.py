@@ -150,6 +150,13 @@ def test_configuring(shell: Shell) -> None:
         shell.run(command)
 
 
+def test_scheduling(shell: Shell) -> None:
+    printed = [shell.run(command) for block in blocks("Schedules", "console") for command in block.commands]
+    assert "-05:00" in printed[2] or "-04:00" in printed[2], "no local time of New York"
+    assert re.fullmatch(r"[0-9a-f-]{36}\n", printed[3])
+    assert "disabled" in printed[5]
+
+
 @pytest.mark.parametrize("block", [b for b in blocks(language="yaml") if not b.text.startswith("# ")], ids=str)
 def test_an_example_is_a_valid_configuration(shell: Shell, block: Block) -> None:
     shell.write_files("Write a handler")
@@ -160,5 +167,5 @@ def test_an_example_is_a_valid_configuration(shell: Shell, block: Block) -> None
 
 
 def test_every_command_of_the_readme_is_run_by_a_test() -> None:
-    tested = {"Quick start", "Write a handler", "Configuration"}
+    tested = {"Quick start", "Write a handler", "Configuration", "Schedules"}
     assert {block.section for block in blocks(language="console")} <= tested

@@ -68,6 +68,7 @@ def test_a_mistake_is_told(keys, says):
         ({"cron": "@daily", "interval": 5}, "give one of them, and not both"),
         ({"cron": "R"}, "has 1 fields"),
         ({"cron": "0 0 31 2 *"}, "does not exist in month 2"),
+        ({"cron": "@daily", "condition": "DELETE FROM jobs"}, "condition: "),
         ({"cron": "@daily", "time_zone": "Europe/Berlni", "start_at": "2026-01-02T00:00:00"}, "'Europe/Berlni'"),
         ({"interval": 5, "start_at": "2026-01-02T00:00:00Z", "end_at": "2026-01-01T00:00:00Z"}, "never make a job"),
     ],

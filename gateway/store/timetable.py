@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from gateway.job import Schedule, new_id
 from gateway.store import schedules, ticks
+from gateway.store.condition import checked
 from gateway.store.signals import Signals
 from gateway.store.turns import Asking, Turn, Verdict, check
 from gateway.store.values import Lane, ScheduleFilter
@@ -25,9 +26,11 @@ class Timetable(Signals):
         """Insert a schedule, or change the one of its name, which keeps its id and its counters.
 
         Returns it as it now is; None if the name is taken and not to be replaced. Raises `ConfigError` with every
-        mistake in when it is to fire.
+        mistake in when it is to fire, or for a condition that may do more than look.
         """
         check(schedule)
+        if schedule.condition is not None:
+            checked(schedule.condition, self._dialect.name)
         made = await self._run(
             "schedule", lambda: schedules.put(self._dialect, schedule, replace=replace), retry=replace
         )
