@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -18,6 +19,9 @@ from tests.system.forked import ForkedGateway
 from tests.system.process import run_for
 from tests.system.strangers import Client
 from tests.system.waiting import until
+
+TICKER = "ticker"
+"""The schedule that ticks each second."""
 
 
 class Member:
@@ -122,6 +126,23 @@ class Fleet:
 
         await until(more_done, within=60, what="jobs are being done again")
 
+    async def tick(self) -> None:
+        """Have the database tick each second, and miss no tick whatever happens."""
+        await self.database.execute(
+            "INSERT INTO jobs (id, name, handler, cronexpression, misfire, misfirelimit, maxretries)"
+            f" VALUES ('{TICKER}', '{TICKER}', 'example.effect', '* * * * * *', 'all', 1000, 0)"
+        )
+
+    async def tick_no_more(self) -> None:
+        """Stop that once all ticks until now have made their jobs."""
+        now = datetime.now(UTC).replace(tzinfo=None)
+
+        async def caught_up() -> bool:
+            return bool(await self.database.value(f"SELECT lastrunat FROM jobs WHERE id = '{TICKER}'") > now)
+
+        await until(caught_up, within=60, what="the schedule has caught up")
+        await self.database.execute(f"UPDATE jobs SET enabled = FALSE WHERE id = '{TICKER}'")
+
     async def stop(self) -> None:
         """Stop all in order."""
         for code, member in zip(await self._each(ForkedGateway.stop), self.members, strict=True):
@@ -145,7 +166,15 @@ class Fleet:
                 network = FaultProxy("127.0.0.1", address.port or 0)
                 await stack.enter_async_context(network)
                 seen = address.set(port=network.port).render_as_string(hide_password=False)
-                gateway = ForkedGateway(self._folder, seen, name=name, out=self._out, lease=self._lease, **self._extra)
+                gateway = ForkedGateway(
+                    self._folder,
+                    seen,
+                    name=name,
+                    out=self._out,
+                    lease=self._lease,
+                    scheduler_check_interval=0.5,
+                    **self._extra,
+                )
                 self.members.append(Member(gateway, network, self.database))
                 stack.callback(gateway.kill)
             await self.members[0].gateway.prepare(self.database)

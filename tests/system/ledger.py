@@ -10,6 +10,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from typing import Any, Literal, TypeAlias
 
 from tests.system.database import Database
@@ -84,6 +85,20 @@ def judge(ledger: Ledger) -> list[Violation]:
         *_messages(ledger, jobs),
         *_unfinished(jobs),
     ]
+
+
+async def judge_ticks(database: Database, schedule: str, *, every: int = 1) -> list[Violation]:
+    """Return what is wrong with a schedule that ticks each `every` seconds and misses none: one job for each tick."""
+    metadata = [row["metadata"] for row in await database.rows("SELECT metadata FROM queue_jobs WHERE typeid = 1")]
+    of = [(json.loads(each) if isinstance(each, str) else each)["schedule"] for each in metadata]
+    ticks = Counter(datetime.fromisoformat(each["tick"]) for each in of if each["name"] == schedule)
+    found = [Violation("doubled", str(tick), f"{count} jobs of one tick") for tick, count in ticks.items() if count > 1]
+    tick = min(ticks)
+    while tick < max(ticks):
+        tick += timedelta(seconds=every)
+        if tick not in ticks:
+            found.append(Violation("lost", str(tick), "a tick without a job"))
+    return found
 
 
 def _lost(ledger: Ledger, jobs: Mapping[str, Row]) -> list[Violation]:

@@ -11,8 +11,8 @@ import pytest
 
 from tests.databases import fresh_database
 from tests.services import Server
-from tests.system.fleet import Fleet
-from tests.system.ledger import judge, lost_attempts, read
+from tests.system.fleet import TICKER, Fleet
+from tests.system.ledger import judge, judge_ticks, lost_attempts, read
 from tests.system.strangers import Load, Receiver
 
 SOAK = float(os.environ.get("SOAK_SECONDS", "0")) / 10
@@ -32,7 +32,7 @@ def cache() -> dict[str, Any]:
     return {}
 
 
-async def test_each_message_has_one_effect_whatever_befalls_the_fleet(
+async def test_each_message_and_each_tick_has_one_effect_whatever_befalls_the_fleet(
     own_server: Server, cache: dict[str, Any], tmp_path: Path, record_property: Any
 ) -> None:
     seed = random.randrange(2**32)
@@ -44,21 +44,25 @@ async def test_each_message_has_one_effect_whatever_befalls_the_fleet(
             fleet.client() as client,
         ):
             load = Load(*MESSAGES)
+            await fleet.tick()
             flood = asyncio.create_task(client.flood(load, clients=30, pause=0.05))
             await befall(fleet, random.Random(seed))
             load.stop()
+            await fleet.tick_no_more()
             await asyncio.wait_for(flood, 60)
             await fleet.database.rest()
             await fleet.stop()
             ledger = await read(
                 fleet.database, client.accepted, received=receiver.received, children={"example.publish": 2}
             )
+            ticks = await judge_ticks(fleet.database, TICKER)
             lost = await lost_attempts(fleet.database)
             workers = await fleet.database.rows("SELECT DISTINCT executedby FROM job_histories WHERE statusid = 3")
             rescued = await fleet.database.value("SELECT count(*) FROM queue_jobs WHERE crashcount > 0")
     print(f"{len(client.accepted)} messages, {client.repeated} repeated, {rescued} jobs rescued")
     report(fleet, record_property)
     assert judge(ledger) == []
+    assert ticks == []
     assert lost == []
     assert rescued > 0
     assert {row["executedby"].split("/")[0] for row in workers} == {"one", "two", "three"}
