@@ -178,6 +178,20 @@ async def test_abandoned_handlers_are_replaced_only_as_often_as_there_are_worker
         await until(lambda: len(b.told("job.finished")) == 10)
 
 
+async def test_a_jobs_own_timeout_counts_and_not_its_handlers(b):
+    @handler(timeout=0.05)
+    async def slow(context):
+        await asyncio.sleep(0.2 if context.job.timeout == 60 else 20)
+
+    b.handlers["slow"] = Handler.of("slow", slow)
+    (patient,) = await enqueue(b, 1, "slow", timeout=60)
+    (hurried,) = await enqueue(b, 1, "slow", timeout=1)
+    async with running(b.executor()):
+        await until(lambda: len(b.told("job.finished")) == 2)
+    assert await statuses(b, [patient, hurried]) == [JobStatus.COMPLETED, JobStatus.FAILED]
+    assert (await b.store.get(hurried)).last_error == "slow did not finish within 1 s"
+
+
 @pytest.mark.parametrize("patience", [0.0, 5.0])
 async def test_a_plain_handler_whose_time_is_up_cannot_use_the_database_any_more(b, patience):
     resume, refused = threading.Event(), []

@@ -50,7 +50,7 @@ class Scenario:
             if group == "postpone":
                 tasks.create_task(self._postpone())
             if group in ("plan", "fire", "schedule"):
-                tasks.create_task(self._schedule())
+                tasks.create_task(self._schedule("* * * * * *" if group != "schedule" else "0 0 1 1 *"))
 
     async def hold(self) -> None:
         """Have a job run until `let_go`, so that a stop must give it back."""
@@ -101,14 +101,15 @@ class Scenario:
         await self._insert(job_id, priority=9, scheduledat=LATER)
         await self._operate(job_id)
 
-    async def _schedule(self) -> None:
-        """Insert a schedule by hand whose only tick is soon, enable it, and see it through."""
+    async def _schedule(self, cron: str) -> None:
+        """Insert a schedule by hand, enable it, and if its only tick is soon, see it through."""
         name = secrets.token_hex(8)
         await self.database.execute(
             "INSERT INTO jobs (id, name, handler, cronexpression, maxexecutions, enabled)"
-            f" VALUES ('{name}', '{name}', 'gateway.log', '* * * * * *', 1, FALSE)"
+            f" VALUES ('{name}', '{name}', 'gateway.log', '{cron}', 1, FALSE)"
         )
-        query = "SELECT count(*) FROM jobs WHERE name = :name AND executioncount = 1 AND nextrunat IS NULL"
+        met = "executioncount = 1 AND nextrunat IS NULL" if cron.startswith("*") else "enabled"
+        query = f"SELECT count(*) FROM jobs WHERE name = :name AND {met}"
 
         async def enabled() -> bool:
             return await self._post(f"/api/schedules/{name}/enable") is not None
