@@ -1,22 +1,23 @@
 """A real store on SQLite, and one that a test can hold up or let fail."""
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
 from gateway.store import Store
-from gateway.store.migrate import migrate
+from gateway.store.migrate import folder, migrate
 
 _migrated: list[bytes] = []
 """A migrated, empty database: migrating it for each test would be most of the test's time."""
 
 
 @asynccontextmanager
-async def sqlite_store(folder: Path, *, instance: str = "test") -> AsyncIterator[Store]:
+async def sqlite_store(path: Path, *, instance: str = "test") -> AsyncIterator[Store]:
     """A fresh database, opened."""
-    file = folder / "gateway.db"
+    file = path / "gateway.db"
     url = f"sqlite:///{file}"
     if not _migrated:
         await migrate(url)
@@ -27,6 +28,14 @@ async def sqlite_store(folder: Path, *, instance: str = "test") -> AsyncIterator
         yield store
     finally:
         await store.close()
+
+
+def without_schedules(file: Path) -> Path:
+    """Make a gateway's database in which nothing happens by the clock: the sample schedules are not there."""
+    if not file.exists():
+        with closing(sqlite3.connect(file)) as connection:
+            connection.executescript((folder() / "sql" / "sqlite.sql").read_text() + "DELETE FROM jobs;")
+    return file
 
 
 class Faulty:

@@ -15,7 +15,7 @@ from gateway.config import parse_config
 from gateway.errors import GatewayError, MigrationError, StoreUnavailable
 from gateway.lifecycle import load_handlers
 from tests import app_handlers
-from tests.faulty import until, until_it_is
+from tests.faulty import until, until_it_is, without_schedules
 from tests.services import free_port
 
 
@@ -49,7 +49,7 @@ def settings(tmp_path, broker):
         return parse_config(
             f"""
 gateway: {{name: test, grace: 0.2, admin: {{listen: "127.0.0.1:{port}"}}}}
-database: {{url: "sqlite:///{tmp_path / "gateway.db"}"}}
+database: {{url: "sqlite:///{without_schedules(tmp_path / "gateway.db")}"}}
 jobs: {{workers: 2{options}}}
 connectors:
   bus:

@@ -9,7 +9,7 @@ from gateway import Gateway, Message
 from gateway.config import parse_config
 from gateway.job import JobStatus
 from gateway.store import JobFilter
-from tests.faulty import until, until_it_is
+from tests.faulty import until, until_it_is, without_schedules
 
 PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
@@ -25,7 +25,7 @@ def bridge(tmp_path, names):
     return Gateway.from_config(
         parse_config(f"""
 gateway: {{name: bridge, grace: 0.2, admin: null}}
-database: {{url: "sqlite:///{tmp_path / "gateway.db"}"}}
+database: {{url: "sqlite:///{without_schedules(tmp_path / "gateway.db")}"}}
 jobs: {{retry_delay: 0.01, poll_interval: 0.1}}
 connectors:
   floor:

@@ -11,7 +11,7 @@ from connectors.memory import MemoryBroker
 from gateway import Gateway, JobStatus, Message
 from gateway.config import parse_config
 from gateway.job import PUBLISH, Direction, NewJob
-from tests.faulty import until, until_it_is
+from tests.faulty import until, until_it_is, without_schedules
 from tests.services import free_port
 
 TOKEN = "a-token-of-this-test"
@@ -27,7 +27,7 @@ def file(tmp_path, broker):
     path = tmp_path / "gateway.yaml"
     path.write_text(f"""
 gateway: {{grace: 0.2, admin: {{listen: "127.0.0.1:{free_port()}", token: {TOKEN}}}}}
-database: {{url: "sqlite:///{tmp_path / "gateway.db"}"}}
+database: {{url: "sqlite:///{without_schedules(tmp_path / "gateway.db")}"}}
 jobs: {{poll_interval: 0.05}}
 connectors:
   bus: {{type: memory, broker: {broker}, inbound: [{{topic: t, handler: gateway.log}}]}}
