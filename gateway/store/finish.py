@@ -20,6 +20,7 @@ from gateway.store.script import Script, Sql
 from gateway.store.spread import Fields, spread
 from gateway.store.statement import compose
 from gateway.store.values import Finish
+from gateway.store.wire import SILENCE
 
 FIELDS: Fields = (
     ("id", "text"),
@@ -116,14 +117,19 @@ _PER_ROW = frozenset({"id", "token", "history"})
 
 def _finish_postgresql(dialect: Dialect, rows: list[_Row], _: Sequence[Finish]) -> Script[int]:
     source, arguments = spread(FIELDS, rows, _PER_ROW)
-    return (yield Sql(finish_statement(dialect, source), arguments)).count
+    return (yield Sql(finish_statement(dialect, source, SILENCE), arguments)).count
 
 
 @cache
-def finish_statement(dialect: Dialect, source: str) -> str:
-    """Return PostgreSQL's statement that finishes the attempts that `source` gives; it counts the histories."""
+def finish_statement(dialect: Dialect, source: str, silence: int) -> str:
+    """Return PostgreSQL's statement that finishes the attempts that `source` gives; it counts the histories.
+
+    It also has the server end the transaction if nothing follows for `silence` seconds: the jobs' rows are locked now.
+    """
     changes = _changes(dialect, {name: f"f.{name}" for name, _ in FIELDS}, "q.")
+    bound = f"set_config('idle_in_transaction_session_timeout', '{silence * 1000}', true)"
     return f"""WITH done AS (UPDATE queue_jobs q SET {changes} FROM {source} AS f
+ CROSS JOIN {bound} AS bound
  WHERE q.id = f.id AND q.claimtoken = f.token
  RETURNING f.*, coalesce(q.startedat, {dialect.now}) AS startedat, q.retrycount - f.failed AS attempt)
  INSERT INTO {_HISTORY} SELECT history, id, token, CASE WHEN status = 5 THEN 4 ELSE status END, startedat,

@@ -21,7 +21,7 @@ async def test_a_commit_that_never_arrives_holds_up_no_rescue(
     server_database_url: str, monkeypatch: pytest.MonkeyPatch, own: bool
 ) -> None:
     """Before its COMMIT, a finish has locked the job's row, which a rescue must not wait for, and passes over."""
-    for module in ("transaction", "mysql", "link"):
+    for module in ("transaction", "mysql", "link", "finish"):
         monkeypatch.setattr(f"gateway.store.{module}.SILENCE", 2)
     await migrate(server_database_url)
     heir = await Store.open(server_database_url, instance="heir", lease=1.0)

@@ -13,6 +13,7 @@ from tests.databases import fresh_database
 from tests.services import Server
 from tests.system.fleet import TICKER, Fleet
 from tests.system.ledger import judge, judge_ticks, lost_attempts, read
+from tests.system.process import run_for
 from tests.system.strangers import Load, Receiver
 
 SOAK = float(os.environ.get("SOAK_SECONDS", "0")) / 10
@@ -78,6 +79,7 @@ async def befall(fleet: Fleet, chance: random.Random) -> None:
         await fleet.restart_database()
         if time.monotonic() >= until:
             return
+        await run_for(2)  # until all have been back for long enough to call another one dead
 
 
 def report(fleet: Fleet, record_property: Any) -> None:
