@@ -17,7 +17,7 @@ from sqlalchemy.engine import make_url
 
 from gateway.admin import Admin, ConnectorView, Metrics
 from gateway.config import Config, load_config
-from gateway.coordination import Wakeup
+from gateway.coordination import Coordinator, Remembered, Wakeup, coordinator_for, remembering
 from gateway.coordination.loop import back_off
 from gateway.effects import Effects, EnqueueOptions
 from gateway.errors import GatewayError, StoreUnavailable
@@ -54,6 +54,7 @@ class Gateway:
         self._config = config
         self._handlers = load_handlers(config)
         self._wake = Wakeup()
+        self._coordinator = Coordinator()
         self._store: Store | None = None
         self._services: Services | None = None
         self._open = AsyncExitStack()
@@ -133,6 +134,13 @@ class Gateway:
     async def status(self, job_id: str) -> QueueJob | None:
         """Return a job's row as it is now, None if there is none."""
         return await self.store.get(job_id)
+
+    async def cached_status(self, job_id: str) -> Remembered | None:
+        """Return a job's status as the cache has it, for those who ask often; None: ask `status` instead.
+
+        It may be up to ten seconds old, but for Completed, which is final. Only what has begun is remembered.
+        """
+        return await self._coordinator.recall(job_id)
 
     async def history(self, job_id: str) -> list[JobHistory]:
         """Return the attempts of a job that came to an end, in order."""
@@ -228,7 +236,11 @@ class Gateway:
     def facts(self) -> Mapping[str, Any]:
         """What else `/health` shows."""
         jobs = self._config.jobs
-        return {"jobs": {"enabled": jobs.enabled, "workers": jobs.workers, "handlers": sorted(self._handlers)}}
+        cache = self._coordinator.state
+        return {
+            "cache": {"type": self._coordinator.type, "state": cache.state, "reason": cache.reason},
+            "jobs": {"enabled": jobs.enabled, "workers": jobs.workers, "handlers": sorted(self._handlers)},
+        }
 
     # -- start and stop ------------------------------------------------------------------------------------------
 
@@ -240,15 +252,36 @@ class Gateway:
         self._open.push_async_callback(store.close)
         for reason in await store.durability():
             emit("store.weak", reason=reason)
+        await self._coordinate(store)
         store.on_ready = self._wake_lanes
         store.listen(self._wake.set_all)
-        self._services = Services(self._config, store, self._handlers, self._wake)
+        self._services = Services(self._config, store, self._handlers, self._wake, self._coordinator)
         self._services.start()
         emit("gateway.started", instance=store.incarnation, version=self.version)
 
     def _wake_lanes(self, lanes: set[str]) -> None:
         for lane in lanes:
             self._wake.set(lane)
+        self._coordinator.wake()
+
+    async def _coordinate(self, store: Store) -> None:
+        """Begin to exchange hints with the other instances, if a cache is configured; never wait for it."""
+        if self._config.cache is None:
+            return
+        self._coordinator = coordinator_for(self._config.cache)
+        self._coordinator.start(await self._shared_secret(store), store.incarnation, self._wake.set_all)
+        self._open.push_async_callback(self._coordinator.close)
+        self._open.enter_context(remembering(self._coordinator))
+
+    async def _shared_secret(self, store: Store) -> str:
+        failures = 0
+        while True:
+            try:
+                return await store.shared_secret("cache")
+            except StoreUnavailable as error:
+                emit("gateway.waiting", error=error)
+            failures += 1
+            await asyncio.sleep(back_off(failures))
 
     async def _serve_admin(self) -> None:
         config = self._config.gateway.admin

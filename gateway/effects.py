@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, TypeAlias, TypedDict
 
@@ -17,6 +18,14 @@ from gateway.trace import is_traced, trace_of
 
 Headers: TypeAlias = Mapping[str, str | bytes] | Iterable[tuple[str, str | bytes]]
 _ORDERING_WIDTH = 255
+
+
+@dataclass(frozen=True, slots=True)
+class Lock:
+    """A lock that an attempt holds. `fence` is greater than that of every earlier holder of this name, for good."""
+
+    name: str
+    fence: int
 
 
 class PublishOptions(TypedDict, total=False):
@@ -43,7 +52,7 @@ class EnqueueOptions(TypedDict, total=False):
 class Effects:
     """One attempt's messages, jobs and deferred writes, in order, until its outcome takes them along."""
 
-    __slots__ = ("_job", "_max_retries", "_over", "deferred", "on_progress", "outgoing", "reported")
+    __slots__ = ("_job", "_max_retries", "_over", "deferred", "locks", "on_progress", "outgoing", "reported")
 
     def __init__(self, job: QueueJob, *, max_retries: Callable[[str], int]) -> None:
         self._job = job
@@ -51,6 +60,7 @@ class Effects:
         self._over: str | None = None
         self.outgoing: list[NewJob] = []
         self.deferred: list[tuple[Executable, Mapping[str, Any]]] = []
+        self.locks: dict[str, Lock] = {}
         self.reported: Json | None = None
         """The last progress reported, for whoever writes it."""
         self.on_progress: Callable[[], None] | None = None

@@ -11,12 +11,14 @@ GatewayError
 │   ├── DataRefused        the database will never take these values; bisect to find them
 │   ├── CommitUnknown      the connection was lost during COMMIT; read back before deciding
 │   ├── PositionLost       another consumer moved the source's position; nothing of the batch was written
+│   ├── LockLost           another job took a lock of this one after its ttl; nothing of the attempt was kept
 │   ├── LeaseLost          the job is no longer held by this claim; nothing of it was written
 │   ├── TransactionRefused a handler tried to end or break its job's transaction
 │   ├── TransactionPoisoned a database error was swallowed; the commit is refused
 │   └── MigrationError     the schema has another version, or cannot be migrated
 ├── ExpressionError        an entry's expression has no value for a message
 ├── PayloadError           a body, result or parameter cannot be encoded or decoded
+├── LockBusy               a lock was not free in time
 ├── HandlerTimeout         a handler took longer than its timeout
 └── raised by handlers
     ├── Retry              run this job again later
@@ -96,6 +98,10 @@ class LeaseLost(StoreError):  # noqa: N818 - reads as what happened
     """Another claim holds the job by now, or it is finished or cancelled. The transaction was rolled back."""
 
 
+class LockLost(StoreError):  # noqa: N818 - reads as what happened
+    """A lock's ttl was over and another job took it. The attempt was rolled back, and fails with this."""
+
+
 class TransactionRefused(StoreError):  # noqa: N818 - reads as what happened
     """A handler tried to commit, roll back, run DDL or otherwise leave its job's transaction."""
 
@@ -114,6 +120,10 @@ class ExpressionError(GatewayError):
 
 class PayloadError(GatewayError):
     """A body, result or parameter cannot be encoded or decoded. Permanent: trying again gives the same."""
+
+
+class LockBusy(GatewayError):  # noqa: N818 - reads as what happened
+    """Another job held the lock for as long as this one would wait. Raised on, it fails the attempt."""
 
 
 class HandlerTimeout(GatewayError):  # noqa: N818 - reads as what happened

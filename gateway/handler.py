@@ -18,14 +18,16 @@ from sqlalchemy.orm import Session
 from sqlalchemy.sql.base import Executable
 from sqlalchemy.util import await_only
 
-from gateway.effects import Effects, EnqueueOptions, PublishOptions
-from gateway.errors import ConfigError
+from gateway.effects import Effects, EnqueueOptions, Lock, PublishOptions
+from gateway.errors import ConfigError, TransactionRefused
 from gateway.job import QueueJob
 from gateway.message import Message
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 Commit = Literal["auto", "group"]
+_LOCK_WIDTH = 255
+_LONGEST = 86_400.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,16 +137,33 @@ class Maintenance(Protocol):
         """Give jobs that failed in the last `hours` hours after fewer than `attempts` attempts one more."""
 
 
+class Cluster(Protocol):
+    """What a handler does together with those of all instances."""
+
+    async def lock(self, name: str, job: QueueJob, *, ttl: float | None, wait: float) -> Lock:
+        """Take a lock for a job's claim. Raises `LockBusy` after `wait` seconds."""
+
+    async def smooth(self, name: str, rate: float) -> None:
+        """Wait until it is this call's turn at about `rate` calls per second."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """What the gateway does for its handlers, apart from their transactions."""
+
+    cluster: Cluster
+    maintenance: Maintenance | None = None
+
+
 class _Common:
-    """What both contexts share: nothing here waits for anything."""
+    """What both contexts share."""
 
-    __slots__ = ("_effects", "_message", "_transaction", "job", "maintenance")
+    __slots__ = ("_cluster", "_effects", "_message", "_transaction", "job", "maintenance")
 
-    def __init__(
-        self, job: QueueJob, transaction: Transaction, effects: Effects, maintenance: Maintenance | None = None
-    ) -> None:
+    def __init__(self, job: QueueJob, transaction: Transaction, effects: Effects, services: Services) -> None:
         self.job = job
-        self.maintenance = maintenance
+        self.maintenance = services.maintenance
+        self._cluster = services.cluster
         self._transaction = transaction
         self._effects = effects
         self._message: Message | None = None
@@ -167,6 +186,26 @@ class _Common:
     def progress(self, fraction: float, note: str | None = None) -> None:
         """Show how far the job is, 0 to 1. Never waits; written at most once a second, whatever becomes of the job."""
         self._effects.progress(fraction, note)
+
+    async def _lock(self, name: str, ttl: float | None, wait: float) -> Lock:
+        self._effects.require_open()
+        if not 0 < len(name) <= _LOCK_WIDTH or (ttl is not None and not 0 < ttl <= _LONGEST):
+            raise ValueError(f"a lock's name has 1 to {_LOCK_WIDTH} characters, its ttl is up to {_LONGEST:g} seconds")
+        if name in self._effects.locks:
+            return self._effects.locks[name]
+        if self._transaction.opened:
+            raise TransactionRefused(
+                f"take the lock {name!r} before the session is first used: what it has read may be older than the lock"
+            )
+        lock = await self._cluster.lock(name, self.job, ttl=ttl, wait=wait)
+        self._effects.locks[name] = lock
+        return lock
+
+    async def _smooth(self, name: str, rate: float) -> None:
+        self._effects.require_open()
+        if not name or not 0 < rate <= 1e6:
+            raise ValueError(f"a rate has a name, and is more than 0 per second, not {rate!r}")
+        await self._cluster.smooth(name, rate)
 
 
 class Context(_Common):
@@ -212,6 +251,27 @@ class Context(_Common):
         """
         return self._effects.enqueue(handler, payload, options)
 
+    @asynccontextmanager
+    async def lock(self, name: str, *, ttl: float | None = None, wait: float = 10.0) -> AsyncIterator[Lock]:
+        """Hold a lock that no other job of any instance holds, from here until this job's outcome has been committed.
+
+        So the block's end does not give it back: the next holder sees all that this one wrote. It is free at once
+        when the attempt fails, its process dies or its lease is lost. With `ttl` (seconds), another job may take it
+        after that time; if one did, this attempt cannot commit any more and fails with `LockLost`. `lock.fence`
+        grows with each holder, for good: hand it to systems that can refuse an older one. Take locks before the
+        first use of `session`, else `TransactionRefused`; twice is once. Raises `LockBusy` after `wait` seconds.
+        A name keeps a row in the database for ever, so use a bounded set of them.
+        """
+        yield await self._lock(name, ttl, wait)
+
+    async def smooth(self, name: str, rate: float) -> None:
+        """Wait for this call's turn, so that calls of that name come to about `rate` per second, evenly.
+
+        This smooths, it does not limit: counted over all instances while their cache answers, else over this
+        process; and nobody waits longer than 30 seconds.
+        """
+        await self._smooth(name, rate)
+
 
 class PlainContext(_Common):
     """What a plain `def` handler gets: the names of `Context` as plain calls, on the same transaction.
@@ -256,6 +316,15 @@ class PlainContext(_Common):
     def enqueue(self, handler: str, payload: Any = None, **options: Unpack[EnqueueOptions]) -> str:
         """Add a child job when this one commits, as `Context.enqueue`."""
         return self._effects.enqueue(handler, payload, options)
+
+    @contextmanager
+    def lock(self, name: str, *, ttl: float | None = None, wait: float = 10.0) -> Iterator[Lock]:
+        """Hold a lock until this job's outcome has been committed, as `Context.lock`."""
+        yield self._wait(lambda: self._lock(name, ttl, wait))
+
+    def smooth(self, name: str, rate: float) -> None:
+        """Wait for this call's turn, as `Context.smooth`."""
+        self._wait(lambda: self._smooth(name, rate))
 
     def _wait(self, make: Callable[[], Awaitable[T]]) -> T:
         self._effects.require_open()

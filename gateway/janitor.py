@@ -1,7 +1,7 @@
 """Keeps the queue in order: due jobs become ready, the dead's jobs run again, old ones go."""
 
 import asyncio
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -11,6 +11,8 @@ from gateway.job import JobStatus
 from gateway.store import Lane, Store
 from gateway.telemetry import emit
 
+PASSES = 9
+"""Turns that a loop leaves to another instance at most, before it takes one itself."""
 BATCH = 500
 """Rows that one transaction of the upkeep touches at most."""
 RETRIES = 10_000
@@ -31,7 +33,8 @@ class Janitor:
     """Four loops, each alive by itself, so that a failing or slow one never holds up another.
 
     `held` returns the claim tokens of the jobs that this process works on: a row that is claimed by this process
-    and not among them was forgotten, and is given back. `retention_days` 0 keeps everything.
+    and not among them was forgotten, and is given back. `retention_days` 0 keeps everything. `eager` says whether
+    this instance deletes old jobs at every turn or, as others do, at one in ten: a hint that may be wrong.
     """
 
     def __init__(
@@ -42,12 +45,15 @@ class Janitor:
         wake: Wakeup,
         retention_days: float = 90,
         intervals: Intervals | None = None,
+        eager: Callable[[], Awaitable[bool]] | None = None,
     ) -> None:
         self._store = store
         self._held = held
         self._wake = wake
         self._retention = timedelta(days=retention_days)
         self._intervals = intervals or Intervals()
+        self._eager = eager
+        self._passed = 0
         self.loops = (
             Loop("janitor.promote", self.promote, pause=self._until_due),
             Loop("janitor.rescue", self.rescue),
@@ -91,12 +97,20 @@ class Janitor:
 
     async def prune(self) -> float:
         """Delete a small batch of what is older than the retention; at once again while there is more."""
-        if not self._retention:
+        if not self._retention or await self._passes():
             return self._intervals.prune
         count = await self._store.prune(self._retention, BATCH)
         if count:
             emit("janitor.pruned", count=count)
         return 0.05 if count >= BATCH else self._intervals.prune
+
+    async def _passes(self) -> bool:
+        """Say whether this turn is left to another instance."""
+        if self._eager is None or await self._eager() or self._passed >= PASSES:
+            self._passed = 0
+            return False
+        self._passed += 1
+        return True
 
     async def _until_due(self, seconds: float) -> None:
         await self._wake.wait(Lane.DUE, seconds)

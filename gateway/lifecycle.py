@@ -12,7 +12,7 @@ from gateway.arrival import Conservation
 from gateway.config import Config
 from gateway.config.schedules import rows
 from gateway.connector import ConnectorConfig, Inbox
-from gateway.coordination import Wakeup
+from gateway.coordination import Coordinator, Wakeup
 from gateway.coordination.loop import Loop, back_off
 from gateway.errors import ConfigError, PluginNotFound
 from gateway.executor import Executor
@@ -28,6 +28,8 @@ from gateway.store.condition import Conditions
 from gateway.supervisor import Supervisor
 from gateway.telemetry import emit
 
+LEADS = 150.0
+"""Seconds for which an instance takes the lead in what one is enough for."""
 REPORT = 1.0
 """Seconds between two reports of how things are here."""
 SEND_GRACE = 5.0
@@ -75,7 +77,14 @@ def timeout(handlers: Mapping[str, Handler], default: float, name: str) -> float
 class Services:
     """The services of one process. `start` once, then `stop` once."""
 
-    def __init__(self, config: Config, store: Store, handlers: Mapping[str, Handler], wake: Wakeup) -> None:
+    def __init__(
+        self,
+        config: Config,
+        store: Store,
+        handlers: Mapping[str, Handler],
+        wake: Wakeup,
+        coordinator: Coordinator,
+    ) -> None:
         jobs = config.jobs
         self._wake = wake
         self._store = store
@@ -102,12 +111,14 @@ class Services:
             max_retries=jobs.max_retries,
             maintenance=upkeep,
             instance=config.gateway.name,
+            coordinator=coordinator,
         )
         self.janitor = Janitor(
             store,
             held=lambda: {*self.executor.held, *self.outbox.held},
             wake=wake,
             retention_days=jobs.job_history_retention_days,
+            eager=partial(coordinator.leads, "janitor", LEADS),
         )
         asked = config.database.read_only_url or config.database.url
         self._conditions = Conditions(asked.get_secret_value(), seconds=config.database.statement_timeout)

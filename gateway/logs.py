@@ -35,6 +35,7 @@ _LEVELS = {
     "janitor.promoted": "debug",
     "schedule.fired": "debug",
     "schedule.invalid": "error",
+    "cache.failed": "debug",
     "store.unavailable": "warning",
     "store.weak": "warning",
     "service.error": "error",
@@ -43,7 +44,9 @@ _LEVELS = {
 }
 _SKIPPED = {"condition": "debug", "error": "warning"}
 _BAD_STATES = frozenset({"failed", "degraded"})
-_TROUBLES = frozenset({"inbox.waiting", "store.unavailable", "service.error", "connector.state", "gateway.waiting"})
+_TROUBLES = frozenset(
+    {"inbox.waiting", "store.unavailable", "service.error", "connector.state", "cache.state", "gateway.waiting"}
+)
 
 
 @contextmanager
@@ -185,6 +188,8 @@ def escaped(text: str) -> str:
 def _level(event: str, fields: dict[str, Any]) -> str:
     if event == "connector.state":
         return "warning" if fields.get("state") in _BAD_STATES else "info"
+    if event == "cache.state":
+        return "warning" if fields.get("state") == "unavailable" else "info"
     if event == "job.finished":
         return "info" if fields.get("error") is None else "warning"
     if event == "schedule.skipped":

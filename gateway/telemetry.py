@@ -26,6 +26,8 @@ call only and logged. No event carries a payload or a secret.
 | `connector.state` | `connector`, `state`, `reason` |
 | `connector.configured` | `connector`, `type`, `guarantee` |
 | `connector.warning` | `connector`, `warning` (what is allowed but dangerous) |
+| `cache.state` | `type`, `state`, `reason` |
+| `cache.failed` | `type`, `error` (a call that was done without) |
 | `store.unavailable` | `error` |
 | `store.pooled` | (a pooler stands before the database: leases instead of session locks, polling instead of LISTEN) |
 | `store.weak` | `reason` (a setting of the database by which a commit may not last) |

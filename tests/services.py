@@ -32,6 +32,8 @@ BROKERS = {
     "activemq": "activemq:ActiveMQ",
     "artemis": "artemis:Artemis",
     "signalr": "signalr:SignalRHub",
+    "redis": "caches:RedisServer",
+    "memcached": "caches:MemcachedServer",
 }
 """Modules and classes below `tests.brokers`, which are built on this module."""
 

@@ -116,7 +116,8 @@ def test_schema_is_json_schema(gateway):
     printed = gateway("schema")
     assert gateway("schema", "-o", "gateway.schema.json").code == 0
 
-    assert printed.json["properties"].keys() == {"gateway", "database", "jobs", "connectors", "schedules", "handlers"}
+    sections = {"gateway", "database", "cache", "jobs", "connectors", "schedules", "handlers"}
+    assert printed.json["properties"].keys() == sections
     assert json.loads(Path("gateway.schema.json").read_text()) == printed.json
 
 

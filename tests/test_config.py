@@ -314,7 +314,7 @@ def test_a_file_that_cannot_be_read_is_a_mistake(tmp_path):
 def test_the_schema_knows_every_section_and_the_installed_connectors():
     schema = json_schema()
 
-    assert set(schema["properties"]) == {"gateway", "database", "jobs", "connectors", "schedules", "handlers"}
+    assert set(schema["properties"]) == {"gateway", "database", "cache", "jobs", "connectors", "schedules", "handlers"}
     kinds = schema["properties"]["connectors"]["additionalProperties"]["properties"]["type"]["anyOf"][0]["enum"]
     assert "memory" in kinds
     assert "inbound" in schema["$defs"]["memory"]["properties"]

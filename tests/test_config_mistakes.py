@@ -41,7 +41,7 @@ def test_all_mistakes_are_told_at_once_in_the_order_of_the_file():
           workers: many
           lease: 0
           enabled: yes
-        cache: {url: redis://x}
+        cache: {url: redi://x}
         schedules: {a: {handler: gateway.lok, cron: R * * * *, intervall: 5}}
         conectors: 1
         connectors:
@@ -72,7 +72,7 @@ def test_all_mistakes_are_told_at_once_in_the_order_of_the_file():
         "gateway.yaml:5: jobs.workers: expected a whole number",
         "gateway.yaml:6: jobs.lease: must be at least 1",
         "gateway.yaml:7: jobs.enabled: expected true or false",
-        "gateway.yaml:8: cache: this version has no cache and needs none, leave it out",
+        "gateway.yaml:8: cache.url: 'redi' is no cache, did you mean 'redis'?",
         "gateway.yaml:9: schedules.a.handler: unknown handler 'gateway.lok', did you mean 'gateway.log'?",
         "gateway.yaml:9: schedules.a.intervall: unknown key, did you mean 'interval'?",
         "gateway.yaml:10: conectors: unknown key, did you mean 'connectors'?",
@@ -143,7 +143,10 @@ def test_all_mistakes_are_told_at_once_in_the_order_of_the_file():
                 " timeout, workers"
             ),
         ),
-        ("notes: [x]", "1: notes: unknown key, there are: connectors, database, gateway, handlers, jobs, schedules"),
+        (
+            "notes: [x]",
+            "1: notes: unknown key, there are: cache, connectors, database, gateway, handlers, jobs, schedules",
+        ),
     ],
 )
 def test_a_mistake_says_where_and_what(text, says):

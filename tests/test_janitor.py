@@ -137,3 +137,22 @@ async def test_pruning_on_demand_deletes_what_is_older_than_asked_for(store):
     assert await Upkeep(store, 0).prune() == 0, "what is kept for ever was deleted"
     assert await Upkeep(store, 90).prune(2) == 1
     assert await store.get(job_id) is None
+
+
+@pytest.mark.parametrize(("eager", "pruned"), [([True] * 20, 20), ([False] * 20, 2), ([False, True] * 10, 10)])
+async def test_an_instance_that_does_not_lead_prunes_one_time_in_ten(store, wake, eager, pruned):
+    answers = iter(eager)
+
+    async def leads():
+        return next(answers)
+
+    janitor = Janitor(store, held=set, wake=wake, retention_days=1, eager=leads)
+    calls = []
+    store.prune = lambda *arguments: calls.append(arguments) or nothing()
+    for _ in eager:
+        assert await janitor.prune() == Intervals().prune
+    assert len(calls) == pruned
+
+
+async def nothing():
+    return 0

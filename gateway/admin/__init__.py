@@ -77,6 +77,7 @@ def _routes(
             "/api/jobs": jobs.list,
             "/api/jobs/{id}": jobs.show,
             "/api/jobs/{id}/history": jobs.history,
+            "/api/jobs/{id}/status": jobs.status,
             "/api/schedules": schedules.list,
             one: schedules.show,
             f"{one}/next": schedules.next,

@@ -1,15 +1,17 @@
 """Jobs over HTTP: list, show, create, cancel, retry."""
 
 import json
+from datetime import datetime
 from typing import Any
 
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from gateway.admin.requests import read_json, single_values, validate
-from gateway.admin.rows import history_as_json, job_as_json
+from gateway.admin.rows import history_as_json, job_as_json, moment, status_word
 from gateway.admin.running import Running
 from gateway.job import PUBLISH, Direction, JobStatus, JobType, NewJob, QueueJob
+from gateway.message import Json
 from gateway.store import JobFilter
 from gateway.web.routes import Refusal, json_response
 
@@ -114,6 +116,17 @@ class JobRoutes:
         """Answer with the whole row."""
         return json_response(job_as_json(await self._job(id)))
 
+    async def status(self, _request: web.BaseRequest, id: str) -> web.StreamResponse:  # noqa: A002
+        """Answer with its status alone, from the cache where that has it: for clients that ask again and again.
+
+        `source` cache: up to ten seconds old, unless it is completed. Else the database was asked.
+        """
+        known = await self._running.cached_status(id)
+        if known is not None:
+            return json_response(_status_as_json(id, known.status, known.at, "cache"))
+        job = await self._job(id)
+        return json_response(_status_as_json(id, job.status, job.modified_at, "database"))
+
     async def history(self, _request: web.BaseRequest, id: str) -> web.StreamResponse:  # noqa: A002
         """Answer with the rows of its attempts, in order."""
         await self._job(id)
@@ -131,6 +144,11 @@ class JobRoutes:
 
     async def _job(self, job_id: str) -> QueueJob:
         return _found(await self._running.store.get(job_id))
+
+
+def _status_as_json(job_id: str, status: int, at: datetime | None, source: str) -> Json:
+    word = status_word(status)
+    return {"id": job_id, "statusid": int(status), "status": word, "modifiedon": moment(at), "source": source}
 
 
 def _found(job: QueueJob | None) -> QueueJob:

@@ -49,6 +49,7 @@ class Metrics:
         self._failed = self._counter("outbound_failed", "messages not taken", ("connector", "permanent"))
         self._reconnects = self._counter("connector_reconnects", "lives of a connector that ended", ("connector",))
         self._blocked = self._counter("loop_blocked_seconds", "time the event loop was blocked")
+        self._cache = self._counter("cache_failures", "calls of the cache that were done without it")
         self._away = self._counter("store_unavailable", "times the database could not be used")
         self._errors = self._counter("service_errors", "turns of a service that failed", ("service",))
         self._pruned = self._counter("jobs_pruned", "finished jobs deleted by age")
@@ -98,10 +99,10 @@ class Metrics:
                 self._blocked.inc(fields["seconds"])
             case "store.unavailable" | "inbox.waiting":
                 self._away.inc()
+            case "cache.failed":
+                self._cache.inc()
             case "service.error":
                 self._errors.labels(fields["service"]).inc()
-            case "janitor.pruned":
-                self._pruned.inc(fields["count"])
             case _:
                 self._note_job(event, fields)
 
@@ -121,6 +122,8 @@ class Metrics:
                 self._released.inc(fields["count"])
             case "job.rescued":
                 self._rescued.inc(fields["count"])
+            case "janitor.pruned":
+                self._pruned.inc(fields["count"])
             case _:
                 self._note_schedule(event, fields)
 
@@ -151,6 +154,9 @@ class _Snapshot:
         yield GaugeMetricFamily(
             "gateway_database_up", "whether the database answered this scrape", float(statistics is not None)
         )
+        cache = running.facts.get("cache", {}).get("state", "none")
+        if cache != "none":
+            yield GaugeMetricFamily("gateway_cache_up", "whether the cache answers", float(cache == "connected"))
         if statistics is not None:
             yield from _jobs(running, statistics)
 

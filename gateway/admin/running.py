@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
 
+from gateway.coordination import Remembered
 from gateway.store import Store
 
 
@@ -61,6 +62,9 @@ class Running(Protocol):
     @property
     def facts(self) -> Mapping[str, Any]:
         """What else `/health` shows: JSON values by part."""
+
+    async def cached_status(self, job_id: str) -> Remembered | None:
+        """Return a job's status as the cache has it; None if it does not."""
 
     def pause(self, connector: str, reason: str) -> bool:
         """End a connector's life until it is resumed. False: there is none of that name."""

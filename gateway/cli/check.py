@@ -24,6 +24,7 @@ from gateway.cli.common import (
 )
 from gateway.config import Config
 from gateway.connector import ConnectorConfig
+from gateway.coordination import CacheConfig, coordinator_for
 from gateway.errors import GatewayError
 from gateway.rules import Ruling
 
@@ -45,7 +46,7 @@ def check(
     offline: Annotated[bool, typer.Option("--offline", help="Only the configuration: connect to nothing.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Check everything before it runs: the file, its handlers, the database and each connector.
+    """Check everything before it runs: the file, its handlers, the database, the cache and each connector.
 
     Prints all mistakes with file and line (exit code 2), else what each part answered (1 if one of them failed),
     how often each connector stores a message, what each entry's expressions make of its sample, and what is dangerous
@@ -71,6 +72,8 @@ async def _findings(config: Config, *, offline: bool) -> list[Finding]:
         findings.append(Finding("gateway.admin", "warning", text))
     if not offline:
         findings += [finding async for finding in _database(config)]
+    if config.cache is not None:
+        findings.append(await _cache(config.cache, offline=offline))
     parts = [_connector(name, section, offline=offline) for name, section in config.connectors.items()]
     return findings + [finding for part in await asyncio.gather(*parts) for finding in part]
 
@@ -89,6 +92,16 @@ async def _database(config: Config) -> AsyncIterator[Finding]:
         yield Finding("database", "ok", "connected, the schema is up to date")
         for warning in warnings:
             yield Finding("database", "warning", warning)
+
+
+async def _cache(section: CacheConfig, *, offline: bool) -> Finding:
+    try:
+        coordinator = coordinator_for(section)
+    except GatewayError as error:
+        return Finding("cache", "failed", str(error))
+    if offline:
+        return Finding("cache", "ok", f"{section.type}; nothing that is promised needs it")
+    return await _connection("cache", coordinator)
 
 
 async def _connector(name: str, section: ConnectorConfig, *, offline: bool) -> list[Finding]:

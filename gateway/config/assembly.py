@@ -12,6 +12,7 @@ from gateway.config.mistakes import hide, locate, plain, unknown_key, validate
 from gateway.config.models import Config, DatabaseConfig, GatewayConfig, JobsConfig
 from gateway.config.schedules import wrong
 from gateway.connector import ConnectorConfig
+from gateway.coordination import CacheConfig
 from gateway.errors import PluginNotFound
 from gateway.job import PUBLISH
 from gateway.schedules import NAME, ScheduleConfig
@@ -21,10 +22,7 @@ _SECTIONS: Final[Mapping[str, type[BaseModel]]] = {
     "database": DatabaseConfig,
     "jobs": JobsConfig,
 }
-_KEYS: Final = (*_SECTIONS, "connectors", "schedules", "handlers")
-_NOT_YET: Final = {
-    "cache": "this version has no cache and needs none, leave it out",
-}
+_KEYS: Final = (*_SECTIONS, "cache", "connectors", "schedules", "handlers")
 
 
 class Assembly:
@@ -39,6 +37,7 @@ class Assembly:
         """Return the configuration; None if there are mistakes. With `imports`, its handlers are imported too."""
         self._top_level()
         values: dict[str, object] = {key: self._section(key, model) for key, model in _SECTIONS.items()}
+        values["cache"] = self._section("cache", CacheConfig) if self._branch("cache").items else None
         handlers = self._handlers()
         connectors = dict(self._connectors())
         schedules = dict(self._schedules(values["database"]))
@@ -58,12 +57,10 @@ class Assembly:
             branch, path, _ = locate(self.root, where, 1)
             if path == where and isinstance(branch, Branch) and branch.items.pop("use_redis", None) is not None:
                 self.notes.append(
-                    f"{show((*path, 'use_redis'))} has no effect: the database alone coordinates instances"
+                    f"{show((*path, 'use_redis'))} has no effect: 'cache.url' says which cache there is, if any"
                 )
         for key, line in self.root.key_lines.items():
-            if key in _NOT_YET:
-                self.mistakes.append(Mistake(line, key, _NOT_YET[key]))
-            elif key in self.root.items and key not in _KEYS and not key.startswith("x-"):
+            if key in self.root.items and key not in _KEYS and not key.startswith("x-"):
                 self.mistakes.append(Mistake(line, key, unknown_key(key, _KEYS)))
 
     def _section(self, key: str, model: type[BaseModel]) -> BaseModel | None:

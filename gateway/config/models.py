@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field, SecretStr, SerializeAsAny, StringConstrai
 from pydantic.json_schema import SkipJsonSchema
 
 from gateway.connector import ConnectorConfig, StrictModel
+from gateway.coordination import CacheConfig
 from gateway.errors import StoreError
 from gateway.schedules import ScheduleConfig, ScheduleName
 
@@ -147,6 +148,7 @@ class Config(StrictModel):
 
     gateway: GatewayConfig = Field(default_factory=GatewayConfig, description=GatewayConfig.__doc__)
     database: DatabaseConfig = Field(default_factory=DatabaseConfig, description=DatabaseConfig.__doc__)
+    cache: CacheConfig | None = Field(default=None, description=CacheConfig.__doc__)
     jobs: JobsConfig = Field(default_factory=JobsConfig, description=JobsConfig.__doc__)
     connectors: Mapping[Name, SerializeAsAny[ConnectorConfig]] = Field(
         default_factory=dict, description="connections to brokers by name, each with its type"

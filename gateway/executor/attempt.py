@@ -11,7 +11,7 @@ from gateway.effects import Effects
 from gateway.errors import HandlerTimeout
 from gateway.executor.guard import inside
 from gateway.executor.threads import Call, Threads
-from gateway.handler import Context, Handler, Maintenance, PlainContext, Transaction
+from gateway.handler import Context, Handler, PlainContext, Services, Transaction
 from gateway.job import QueueJob
 from gateway.store import JobTransaction
 
@@ -75,7 +75,7 @@ class Attempt:
         if self.timeout is not None and self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(max(0.0, self.timeout - self.age), expire, self)
 
-    async def call(self, threads: Threads, maintenance: Maintenance | None) -> tuple[Any, BaseException | None]:
+    async def call(self, threads: Threads, services: Services) -> tuple[Any, BaseException | None]:
         """Call the handler and return what it returned and what it raised. Raises nothing, whatever it raised."""
         inside.set(self.handler.name)
         self.begun = True
@@ -86,12 +86,10 @@ class Attempt:
             if self.stop is not None:
                 raise asyncio.CancelledError
             if self.handler.plain:
-                context = PlainContext(self.job, _seen(self.transaction), self.effects, maintenance)
+                context = PlainContext(self.job, _seen(self.transaction), self.effects, services)
                 result, error = await self._in_thread(context, threads)
             else:
-                result = await self.handler.function(
-                    Context(self.job, _seen(self.transaction), self.effects, maintenance)
-                )
+                result = await self.handler.function(Context(self.job, _seen(self.transaction), self.effects, services))
             reach("executor.after_handler")
         except BaseException as raised:
             if isinstance(raised, GeneratorExit) and not _loop_runs():

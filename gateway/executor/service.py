@@ -7,15 +7,16 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from typing import NamedTuple
 
-from gateway.coordination import Wakeup
+from gateway.coordination import Coordinator, Wakeup
 from gateway.coordination.loop import Loop
 from gateway.executor.committer import COMMITTERS, Committer
 from gateway.executor.guard import guarded
 from gateway.executor.progress import Progress
 from gateway.executor.settler import Settler
+from gateway.executor.together import Together
 from gateway.executor.watchdog import Watchdog
 from gateway.executor.workers import Workers
-from gateway.handler import Handler, Maintenance
+from gateway.handler import Handler, Maintenance, Services
 from gateway.job import QueueJob
 from gateway.outcome import RetryPolicy
 from gateway.store import Lane, Store
@@ -64,6 +65,7 @@ class Executor:
         max_retries: int = 3,
         patience: float = 1.0,
         maintenance: Maintenance | None = None,
+        coordinator: Coordinator | None = None,
         instance: str = "gateway",
     ) -> None:
         self._store = store
@@ -84,7 +86,7 @@ class Executor:
             timeout=timeout,
             max_retries=self._retries_of,
             patience=patience,
-            maintenance=maintenance,
+            services=Services(cluster=Together(store, wake, coordinator), maintenance=maintenance),
             name=instance,
             freed=self._nudge,
             lost=self._forget,

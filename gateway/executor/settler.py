@@ -77,6 +77,7 @@ class Settler:
             seconds=attempt.seconds,
             outgoing=effects.outgoing,
             deferred=[Deferred(statement, (values,)) for statement, values in effects.deferred],
+            locks=(*effects.locks.values(),),
         )
         if attempt.transaction.opened:
             self._start(attempt, self._commit(attempt, finish))
@@ -104,7 +105,8 @@ class Settler:
 
     def _fail(self, attempt: Attempt, outcome: Outcome) -> None:
         self._setbacks.pop(attempt.job.id, None)
-        finish = Finish(job=attempt.job, outcome=outcome, seconds=attempt.seconds)
+        held = (*attempt.effects.locks.values(),)
+        finish = Finish(job=attempt.job, outcome=outcome, seconds=attempt.seconds, locks=held)
         self._undo(attempt, lambda: self._committer.put(finish))
 
     def _setback(self, job: QueueJob) -> bool:

@@ -14,7 +14,7 @@ from gateway.executor.guard import TASK_PREFIX
 from gateway.executor.progress import Progress
 from gateway.executor.settler import Settler
 from gateway.executor.threads import Threads
-from gateway.handler import Handler, Maintenance
+from gateway.handler import Handler, Services
 from gateway.job import QueueJob
 from gateway.store import Store
 from gateway.telemetry import emit
@@ -36,7 +36,7 @@ class Workers:
         timeout: float | None,
         max_retries: Callable[[str], int],
         patience: float,
-        maintenance: Maintenance | None,
+        services: Services,
         name: str,
         freed: Callable[[], None],
         lost: Callable[[QueueJob], None],
@@ -48,7 +48,7 @@ class Workers:
         self._timeout = timeout
         self._max_retries = max_retries
         self._patience = patience
-        self._maintenance = maintenance
+        self._services = services
         self._freed = freed
         self._lost = lost
         self._threads = Threads(count, name=f"{name}-handler")
@@ -137,7 +137,7 @@ class Workers:
                 attempt.arm(self._expire)
 
     async def _run(self, attempt: Attempt) -> None:
-        result, error = await attempt.call(self._threads, self._maintenance)
+        result, error = await attempt.call(self._threads, self._services)
         self._running.discard(attempt)
         if attempt.abandoned:
             self._abandoned.discard(attempt)

@@ -13,6 +13,7 @@ from gateway.crashpoint import reach
 from gateway.errors import LeaseLost
 from gateway.job import JobStatus, NewJob
 from gateway.outcome import Cancel, Completed, Discard, Retry
+from gateway.store import locks
 from gateway.store.deferred import merge
 from gateway.store.dialect import Dialect
 from gateway.store.insert import insert_jobs
@@ -72,13 +73,15 @@ def _changes(dialect: Dialect, column: dict[str, str], row: str = "") -> str:
 def finish_jobs(dialect: Dialect, finishes: Sequence[Finish]) -> Script[None]:
     """Write how attempts ended, with all that belongs to them; the last statements of a transaction.
 
-    Raises `LeaseLost` if any of the claims is not held any more, and whatever a deferred write raises.
+    Raises `LeaseLost` if any of the claims is not held any more, `LockLost` if so for a completed job's lock, and
+    whatever a deferred write raises.
     """
     done = [finish for finish in finishes if isinstance(finish.outcome, Completed)]
     for deferred in merge([finish.deferred for finish in done]):  # noqa: UP028 - a list cannot be sent their results
         yield deferred
     outgoing: list[NewJob] = list(chain.from_iterable(finish.outgoing for finish in done))
     yield from insert_jobs(dialect, outgoing)
+    yield from locks.give(dialect, done)
     rows = [_row(finish) for finish in finishes]
     written = yield from _WRITE[dialect.name](dialect, rows, finishes)
     if written != len(rows):

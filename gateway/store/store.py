@@ -13,11 +13,12 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.connector import Receipt
 from gateway.crashpoint import reach
+from gateway.effects import Lock
 from gateway.errors import CommitUnknown, PositionLost, StoreError, StoreUnavailable
 from gateway.job import JobStatus, NewJob, QueueJob
 from gateway.message import Json
 from gateway.outcome import Completed, Retry
-from gateway.store import operate, positions, upkeep
+from gateway.store import locks, operate, positions, upkeep
 from gateway.store.claim import Claim, Cursor, claim_jobs, claimed_jobs, new_token
 from gateway.store.driver import Driver, Presence
 from gateway.store.ending import JobTransaction, finish_all
@@ -230,6 +231,17 @@ class Store(Timetable):
         """Give back what stands in this process's name for 5 s and whose claim token is not in `held`."""
         return await self._reclaim(set(held), FORGOTTEN_SECONDS)
 
+    async def lock(self, name: str, job: QueueJob, seconds: float | None) -> Lock | None:
+        """Take a lock for a job's claim; None: another claim holds it. It is free when the claim is over.
+
+        After `seconds` another claim may take it, and this one can then not complete; None: not before its end.
+        """
+        return await self._run("lock", lambda: locks.acquire(self._dialect, name, job, seconds), retry=True)
+
+    async def shared_secret(self, name: str) -> str:
+        """Return a random text that all instances of this database have in common."""
+        return await self._run("share", lambda: locks.share(self._dialect, name), retry=True)
+
     async def report(self, job: QueueJob, progress: Json) -> None:
         """Write a running job's progress, at once and apart from its transaction; nothing if its claim is lost."""
         text = encode_document(progress)
@@ -333,3 +345,5 @@ class Store(Timetable):
                 self._ready(finish.outgoing)
             elif isinstance(finish.outcome, Retry):
                 self._wake({Lane.DUE})
+        if any(finish.locks for finish in finishes):
+            self._wake({Lane.LOCK})

@@ -306,6 +306,27 @@ inbound_dedupe = Table(
     **_INNODB,
 )
 
+gateway_locks = Table(
+    "gateway_locks",
+    metadata,
+    Column("name", exact(255), nullable=False),
+    Column("fence", BigInteger, nullable=False),
+    Column("jobid", exact(255), key="job_id"),
+    Column("claimtoken", exact(36), key="claim_token"),
+    Column("expiresat", Time, key="expires_at"),
+    PrimaryKeyConstraint("name"),
+    **_INNODB,
+)
+
+gateway_settings = Table(
+    "gateway_settings",
+    metadata,
+    Column("name", exact(100), nullable=False),
+    Column("value", String(255), nullable=False),
+    PrimaryKeyConstraint("name"),
+    **_INNODB,
+)
+
 _FUNCTION = """CREATE OR REPLACE FUNCTION update_modifiedon_column() RETURNS trigger LANGUAGE plpgsql AS
 $$ BEGIN NEW.modifiedon := now() AT TIME ZONE 'utc'; RETURN NEW; END $$"""
 _TRIGGERS = {

@@ -6,6 +6,7 @@ from datetime import datetime
 from time import monotonic
 from typing import NamedTuple
 
+from gateway.effects import Lock
 from gateway.job import PUBLISH, JobStatus, NewJob, QueueJob, new_id
 from gateway.message import Json
 from gateway.outcome import Outcome
@@ -24,6 +25,8 @@ class Lane:
     """No lane to claim from: a job will be ready later, so when to promote next may have changed."""
     PLAN = "plan"
     """No lane to claim from: a schedule was changed."""
+    LOCK = "lock"
+    """No lane to claim from: a lock was given back."""
 
     @staticmethod
     def send(connector: str) -> str:
@@ -41,7 +44,8 @@ class Finish:
     """How one attempt ended, with all that must commit with it.
 
     `outgoing` (what the handler published and enqueued) and `deferred` (its deferred writes, in order) count only
-    with Completed. `seconds` is how long the attempt took; `output` goes into the history's `outputdata`.
+    with Completed; so do its `locks`, which must be its own still. `seconds` is how long the attempt took; `output`
+    goes into the history's `outputdata`.
     """
 
     job: QueueJob
@@ -49,6 +53,7 @@ class Finish:
     seconds: float = 0.0
     outgoing: Sequence[NewJob] = ()
     deferred: Sequence[Deferred] = ()
+    locks: Sequence[Lock] = ()
     output: str | None = None
     history_id: str = field(default_factory=new_id)
     """Key of the history row: what a lost COMMIT is read back by."""

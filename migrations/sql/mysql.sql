@@ -176,6 +176,21 @@ CREATE TABLE IF NOT EXISTS inbound_dedupe (
     KEY ix_inbound_dedupe_expiresat (expiresat)
 ) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COLLATE=utf8mb4_unicode_ci;
 
+CREATE TABLE IF NOT EXISTS gateway_locks (
+    name VARCHAR(255) COLLATE utf8mb4_bin NOT NULL,
+    fence BIGINT NOT NULL,
+    jobid VARCHAR(255) COLLATE utf8mb4_bin,
+    claimtoken VARCHAR(36) COLLATE utf8mb4_bin,
+    expiresat DATETIME(6),
+    PRIMARY KEY (name)
+) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COLLATE=utf8mb4_unicode_ci;
+
+CREATE TABLE IF NOT EXISTS gateway_settings (
+    name VARCHAR(100) COLLATE utf8mb4_bin NOT NULL,
+    value VARCHAR(255) NOT NULL,
+    PRIMARY KEY (name)
+) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COLLATE=utf8mb4_unicode_ci;
+
 INSERT IGNORE INTO jobs
     (id, name, description, typeid, handler, cronexpression, enabled, priority, createdby) VALUES
     ('job-cleanup-old-histories', 'Cleanup Old Job Histories', 'Remove job histories older than 90 days',

@@ -204,6 +204,21 @@ CREATE TABLE inbound_dedupe (
 
 CREATE INDEX ix_inbound_dedupe_expiresat ON inbound_dedupe (expiresat);
 
+CREATE TABLE gateway_locks (
+    name VARCHAR(255) NOT NULL,
+    fence BIGINT NOT NULL,
+    jobid VARCHAR(255),
+    claimtoken VARCHAR(36),
+    expiresat TEXT,
+    PRIMARY KEY (name)
+);
+
+CREATE TABLE gateway_settings (
+    name VARCHAR(100) NOT NULL,
+    value VARCHAR(255) NOT NULL,
+    PRIMARY KEY (name)
+);
+
 INSERT OR IGNORE INTO jobs
     (id, name, description, typeid, handler, cronexpression, enabled, priority, createdby) VALUES
     ('job-cleanup-old-histories', 'Cleanup Old Job Histories', 'Remove job histories older than 90 days',

@@ -226,6 +226,17 @@ TABLES = {
     bodyhash {hash} NOT NULL,
     expiresat {time} NOT NULL,
     PRIMARY KEY (connector, keyhash)""",
+    "gateway_locks": """
+    name VARCHAR(255){exact} NOT NULL,
+    fence BIGINT NOT NULL,
+    jobid VARCHAR(255){exact},
+    claimtoken VARCHAR(36){exact},
+    expiresat {time},
+    PRIMARY KEY (name)""",
+    "gateway_settings": """
+    name VARCHAR(100){exact} NOT NULL,
+    value VARCHAR(255) NOT NULL,
+    PRIMARY KEY (name)""",
 }
 
 # table, index, columns, what makes it small where indexes can be partial

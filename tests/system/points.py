@@ -18,6 +18,8 @@ ALL: Final = frozenset(
 )
 BY_COMMAND: Final = frozenset({"position.start", "position.committed"})
 """No running gateway gets there: the command that sets a position is a process of its own, and does nothing else."""
+AT_START: Final = frozenset({"share.start", "share.committed"})
+"""Only a gateway with a cache gets there, before it does anything else, and whoever comes later does the same again."""
 ELSEWHERE: Final[dict[Kind, frozenset[str]]] = {
     "sqlite": frozenset({"pool.before_commit", "pool.after_commit", "single.before_commit", "single.after_commit"}),
     "postgresql": frozenset({"writer.before_commit", "writer.after_commit"}),
@@ -27,7 +29,7 @@ ELSEWHERE: Final[dict[Kind, frozenset[str]]] = {
 
 def points_of(group: str, database: Kind) -> list[str]:
     """Return the points whose names begin with that word."""
-    return sorted(name for name in ALL - BY_COMMAND - ELSEWHERE[database] if name.partition(".")[0] == group)
+    return sorted(name for name in ALL - BY_COMMAND - AT_START - ELSEWHERE[database] if name.partition(".")[0] == group)
 
 
 def cases(*databases: Kind) -> list[object]:

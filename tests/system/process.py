@@ -76,6 +76,7 @@ class Gateway(Admin):
         out: str | Mapping[str, Any] | None = None,
         others: Mapping[str, Any] | None = None,
         grace: float = 10,
+        cache: Mapping[str, Any] | None = None,
         **jobs: Any,
     ) -> None:
         super().__init__(f"http://127.0.0.1:{free_port()}")
@@ -86,7 +87,8 @@ class Gateway(Admin):
         self._process: Process | None = None
         if out is not None:
             others = {"out": {"type": "http", "url": out} if isinstance(out, str) else out, **(others or {})}
-        self.config.write_text(yaml.safe_dump(self._settings(database, others or {}, grace, jobs)))
+        settings = self._settings(database, others or {}, grace, jobs) | ({} if cache is None else {"cache": cache})
+        self.config.write_text(yaml.safe_dump(settings))
 
     def _settings(
         self, database: str, others: Mapping[str, Any], grace: float, jobs: Mapping[str, Any]

@@ -47,6 +47,8 @@ class Scenario:
             tasks.create_task(self._create("system.cleanup.histories", metadata={"days": 30}))
             if group == "report":
                 tasks.create_task(self._report())
+            if group == "lock":
+                tasks.create_task(self._create("example.locked"))
             if group == "postpone":
                 tasks.create_task(self._postpone())
             if group in ("plan", "fire", "schedule"):

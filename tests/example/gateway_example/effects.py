@@ -39,6 +39,14 @@ async def publish(context: Context) -> None:
         raise Retry("failing after publishing, as told", delay=0.01)
 
 
+async def locked(context: Context) -> dict[str, int]:
+    """Write in its turn, while no other job of this handler can, and return the lock's number."""
+    await context.smooth("example", 1000)
+    async with context.lock("example", wait=30) as lock:
+        context.defer(insert(effects), row(context))
+        return {"fence": lock.fence}
+
+
 async def slow(context: Context) -> None:
     """Take `seconds`, then write."""
     await asyncio.sleep(context.message.json()["seconds"])
