@@ -283,10 +283,19 @@ async def settled(work: Coroutine[Any, Any, T], seconds: float) -> T:
     return task.result()
 
 
+class _Closing(dict[Any, AIOKafkaConnection]):
+    """The connections of a client that is done: one that was still being made is closed as soon as it is."""
+
+    def __setitem__(self, key: Any, connection: AIOKafkaConnection) -> None:
+        super().__setitem__(key, connection)
+        connection.close()
+
+
 async def close(stopping: Any, client: Any) -> None:
-    """Stop a client object within seconds. What the library leaves open when its broker is away is closed by force."""
+    """Stop a client object within seconds. What the library leaves open is closed by force, at once or soon after."""
     with suppress(errors.KafkaError, TimeoutError, OSError):
         await settled(stopping, 3)
+    client._conns = _Closing(client._conns)  # noqa: SLF001 - the library forgets what it is just connecting
     with suppress(errors.KafkaError, TimeoutError, OSError):
         await settled(client.close(), 1)
 

@@ -77,6 +77,21 @@ class Stranger:
         sent = [await self.producer.send(topic or self.topic, value, key, **options) for value in values]
         await asyncio.gather(*sent)
 
+    async def commit(self, offset: int) -> None:
+        """Set the group's offset in the first partition; the group has no members."""
+        consumer = AIOKafkaConsumer(bootstrap_servers=self.address, group_id=self.group, enable_auto_commit=False)
+        await consumer.start()
+        try:
+            consumer.assign([TopicPartition(self.topic, 0)])
+            await consumer.commit({TopicPartition(self.topic, 0): offset})
+        finally:
+            await consumer.stop()
+
+    async def has_a_member(self) -> bool:
+        """Whether the group has members, and is not sharing out its partitions anew."""
+        [described] = await self.admin.describe_consumer_groups([self.group])
+        return described.groups[0][2] == "Stable"
+
     async def committed(self) -> dict[int, int]:
         found = await self.admin.list_consumer_group_offsets(self.group)
         return {part.partition: at.offset for part, at in found.items() if part.topic == self.topic and at.offset >= 0}

@@ -1,37 +1,26 @@
 """One job per record, with the positions in a real database: rebalances, zombies, brokers and topics that go away."""
 
 import asyncio
-import gc
 import random
 from collections import Counter
+from typing import ClassVar
 
 import pytest
-from aiokafka import AIOKafkaProducer
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import RecordsToDelete
 from aiokafka.structs import TopicPartition
 
+from connectors.kafka import source
 from gateway import telemetry
 from gateway.connector import Receipt
 from gateway.errors import ConfigError, Disconnected, StoreUnavailable
 from gateway.supervisor import ConnectorState
-from gateway.testing.harness import Recorder, running, until
+from gateway.testing.harness import Recorder, running, stays, until
 from tests.connectors.kafka_tools import Member, Stranger, bodies, opened, until_count
 from tests.faulty import Faulty
 
 SECONDS = 12.0
 """How long members join and leave."""
-
-
-# aiokafka loses a connection that it is just making when its consumer is stopped, as members that leave all the time
-# do; it is closed when it is collected, which Python reports.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
-
-@pytest.fixture(autouse=True)
-def collected():
-    """Let what aiokafka lost be collected here, and not in a test that watches for leaks."""
-    yield
-    gc.collect()
 
 
 @pytest.fixture
@@ -143,6 +132,53 @@ async def test_a_database_that_is_away_at_the_start_is_waited_for(stranger, sqli
     assert len([verb for verb, _ in faulty.calls if verb == "positions"]) == 4
 
 
+class Watched(AIOKafkaConsumer):
+    """A consumer that notes what it gave; it must be asked for records at least every two seconds."""
+
+    given: ClassVar[list[int]] = []
+    made: ClassVar[list[AIOKafkaConsumer]] = []
+
+    def __init__(self, **options) -> None:
+        super().__init__(**options, max_poll_interval_ms=2000)
+        self.made.append(self)
+
+    async def getmany(self, *partitions, **options):
+        found = await super().getmany(*partitions, **options)
+        self.given += [record.offset for records in found.values() for record in records]
+        return found
+
+
+async def test_nothing_is_read_before_it_is_known_where_to_begin(stranger, sqlite_url, monkeypatch):
+    monkeypatch.setattr(source, "AIOKafkaConsumer", Watched)
+    monkeypatch.setattr(Watched, "given", [])
+    await stranger.send(*[b"x"] * 10)
+    async with opened(sqlite_url) as store:
+        async with Member(stranger.connector, store).running():
+            await until_count(sqlite_url, 10)
+        await stranger.commit(3)
+        await stranger.send(b"y")
+        faulty = Faulty(store)
+        faulty.fail("positions", *[StoreUnavailable("away")] * 5)
+        async with Member(stranger.connector, faulty).running():
+            await until_count(sqlite_url, 11)
+    assert Watched.given == list(range(11))
+
+
+async def test_a_store_that_takes_longer_than_a_member_may_be_silent_loses_it_nothing(stranger, monkeypatch):
+    monkeypatch.setattr(source, "AIOKafkaConsumer", Watched)
+    inbox = Recorder()
+    inbox.gate.clear()
+    await stranger.commit(0)  # after an error, such as that there is no offset, the library does not look any more
+    async with running(stranger.connector(), inbox):
+        await stranger.send(*(b"%d" % n for n in range(20)))
+        await until(lambda: inbox.offered)
+        await stranger.send(*(b"%d" % n for n in range(20, 40)))
+        assert await stays(stranger.has_a_member, 4)
+        inbox.gate.set()
+        await until(lambda: len(inbox.stored) == 40)
+    assert [message.body for message in inbox.offered] == [b"%d" % n for n in range(40)]
+
+
 @pytest.mark.parametrize("count", [2, 20])
 async def test_a_topic_made_anew_stops_its_connector_and_says_so(stranger, sqlite_url, count):
     """Whether its new log is shorter than the old position, or longer, when it would be read on from the middle."""
@@ -155,6 +191,35 @@ async def test_a_topic_made_anew_stops_its_connector_and_says_so(stranger, sqlit
         await until(lambda: supervisor.state is ConnectorState.FAILED, 40)
         assert f"{stranger.topic} was deleted and created again" in supervisor.reason
     assert await bodies(sqlite_url) == [b"old"] * 10
+
+
+async def test_a_topic_made_anew_between_two_looks_at_the_cluster_is_noticed(stranger, monkeypatch):
+    """Same name, same number of partitions, a longer log: nothing but the topic's id tells it from the former."""
+    monkeypatch.setattr(source, "AIOKafkaConsumer", Watched)
+    looks = asyncio.Event()
+    monkeypatch.setattr(Watched, "made", [])
+    await stranger.send(*[b"old"] * 10)
+    inbox = Recorder()
+    life = asyncio.create_task(stranger.connector().run(inbox))
+    await until(lambda: len(inbox.stored) == 10)
+    [consumer], partition = Watched.made, TopicPartition(stranger.topic, 0)
+    client = consumer._client
+    look = client._metadata_update
+
+    async def look_later(*arguments):
+        await looks.wait()
+        return await look(*arguments)
+
+    client._metadata_update = look_later
+    consumer.pause(partition)
+    await stranger.delete()
+    await stranger.create()
+    await stranger.send(*[b"new"] * 20)
+    looks.set()
+    consumer.resume(partition)
+    with pytest.raises(ConfigError, match="was deleted and created again"):
+        await asyncio.wait_for(life, 30)
+    assert len(inbox.stored) == 10
 
 
 async def test_a_topic_made_anew_while_nobody_looked_is_noticed_at_the_start(stranger):

@@ -20,7 +20,7 @@ from tests.system.strangers import Producer
 from tests.system.waiting import until
 
 SOAK = float(os.environ.get("SOAK_SECONDS", "0"))
-MESSAGES = 1500
+MESSAGES = 5000 if SOAK else 1500
 KILLS = max(8, int(SOAK / 100))
 AWAY = 30 if SOAK else 10
 

@@ -15,7 +15,9 @@ from tests.system.process import Gateway, run_for
 from tests.system.strangers import Producer
 
 SOAK = float(os.environ.get("SOAK_SECONDS", "0"))
-CHANGES = max(16, int(SOAK / 20))
+CHANGES = 16
+LASTS = min(SOAK, 300.0)
+"""Seconds for which they come and go at least."""
 
 pytestmark = [pytest.mark.slow, pytest.mark.database, pytest.mark.timeout(300 + SOAK)]
 
@@ -37,7 +39,7 @@ async def test_members_that_come_and_go_make_one_job_of_each_record(
             for member in members:
                 await member.connected()
             flow = asyncio.create_task(producer.flow(over, least=500, pause=0.01))
-            await come_and_go(members, random.Random(seed))
+            changes = await come_and_go(members, random.Random(seed))
             over.set()
             await asyncio.wait_for(flow, 60)
             await producer.all_there(database)
@@ -50,14 +52,16 @@ async def test_members_that_come_and_go_make_one_job_of_each_record(
         received = await database.rows(
             "SELECT partition, nextoffset FROM source_positions WHERE connector = 'out' ORDER BY partition"
         )
-    print(f"{len(producer.confirmed)} records, {CHANGES} changes")
+    print(f"{len(producer.confirmed)} records, {changes} changes")
     assert judge(ledger) == []
     assert sum(row["nextoffset"] for row in received) == len(ledger.jobs)
 
 
-async def come_and_go(members: list[Gateway], chance: random.Random) -> None:
+async def come_and_go(members: list[Gateway], chance: random.Random) -> int:
     """Kill or stop one that runs, or start one that does not; one is always left, and at the end all run."""
-    for _ in range(CHANGES):
+    end, changes = asyncio.get_running_loop().time() + LASTS, 0
+    while changes < CHANGES or asyncio.get_running_loop().time() < end:
+        changes += 1
         running = [member for member in members if member.code is None]
         member = chance.choice(members)
         if member not in running:
@@ -71,3 +75,4 @@ async def come_and_go(members: list[Gateway], chance: random.Random) -> None:
         if member.code is not None:
             member.start()
         await member.connected()
+    return changes
