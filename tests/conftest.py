@@ -27,11 +27,25 @@ SHARED = "GATEWAY_TEST_SERVICES"
 SERVERS = NAMES if "SOAK_SECONDS" in os.environ else ("postgresql", "mariadb")
 """Every test of all databases runs on these; a soak adds older and newer versions."""
 
+BROKERS = frozenset({
+    "kafka", "secured", "kafka_server", "mosquitto", "hivemq", "classic", "artemis", "activemq", "hub", "own_hub",
+    "signalr", "broker_server", "second_server",
+})  # fmt: skip
+"""Fixtures that start one; who uses any is marked `broker`."""
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Make the folder in which this session's processes find its servers; the workers inherit its name."""
     if not hasattr(config, "workerinput"):
         os.environ[SHARED] = tempfile.mkdtemp(prefix="gateway-tests-")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs a broker, before markers choose."""
+    for item in items:
+        if isinstance(item, pytest.Function) and BROKERS.intersection(item.fixturenames):
+            item.add_marker("broker")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

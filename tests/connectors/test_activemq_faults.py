@@ -20,7 +20,7 @@ from tests.brokers.artemis import Artemis
 from tests.connectors.stomp_tools import Stranger, connector, counted, started
 from tests.faulty import sqlite_store, until_it_is
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.broker]
 
 DEADLINE = 15.0
 

@@ -14,6 +14,8 @@ from tests.conftest import missing
 from tests.connectors.conftest import openssl
 from tests.connectors.stomp_tools import connector, started
 
+pytestmark = pytest.mark.broker
+
 LOGIN = {"username": "gateway", "password": "only for: tests"}
 
 

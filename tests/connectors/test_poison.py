@@ -26,6 +26,8 @@ from tests.connectors import kafka_tools, mqtt_tools
 from tests.faulty import sqlite_store, until_it_is
 from tests.services import ServiceMissing
 
+pytestmark = pytest.mark.broker
+
 LIMIT = 50_000
 OTHERS = 40
 
