@@ -3,7 +3,7 @@
 import asyncio
 import signal
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any, Self
 
 from sqlalchemy.engine import make_url
 
+from tests.brokers.caches import CacheServer
 from tests.faults import FaultProxy
 from tests.services import Server
 from tests.system.database import Database
@@ -22,6 +23,8 @@ from tests.system.waiting import until
 
 TICKER = "ticker"
 """The schedule that ticks each second."""
+FORGET = {"redis": b"FLUSHALL\r\n", "memcached": b"flush_all\r\n"}
+"""What has a cache forget everything."""
 
 
 class Member:
@@ -105,13 +108,13 @@ class Balanced(Client):
 
 
 class Fleet:
-    """Three instances, started and ready. `extra` is what else stands in their configuration."""
+    """Three instances, started and ready, with a cache or without."""
 
     def __init__(
-        self, server: Server, url: str, folder: Path, *, out: str, lease: float, extra: Mapping[str, Any]
+        self, server: Server, url: str, folder: Path, *, out: str, lease: float, cache: CacheServer | None
     ) -> None:
         self._server, self._url, self._folder = server, url, folder
-        self._out, self._lease, self._extra = out, lease, extra
+        self._out, self._lease, self._cache = out, lease, cache
         self.members: list[Member] = []
         self.database = Database(url)
 
@@ -125,6 +128,27 @@ class Fleet:
             return await self._done() > before
 
         await until(more_done, within=60, what="jobs are being done again")
+
+    async def lose_cache(self) -> None:
+        """Have the cache forget all, hang, die and come back. Does nothing without one."""
+        if self._cache is None:
+            return
+        await self._forget(self._cache)
+        with self._cache.paused():
+            await run_for(0.5)
+        await asyncio.to_thread(self._cache.kill)
+        await run_for(0.5)
+        await asyncio.to_thread(self._cache.start)
+
+    async def cache_connected(self) -> None:
+        """Return once every instance has its cache, if there is one."""
+
+        async def connected() -> bool:
+            health = await self._each(lambda gateway: gateway.fetch("/health"))
+            return all(each["cache"]["state"] == "connected" for each in health)
+
+        if self._cache is not None:
+            await until(connected, within=30, what="all are connected to the cache", every=0.1)
 
     async def tick(self) -> None:
         """Have the database tick each second, and miss no tick whatever happens."""
@@ -148,6 +172,13 @@ class Fleet:
         for code, member in zip(await self._each(ForkedGateway.stop), self.members, strict=True):
             assert code == 0, member.gateway.tail()
 
+    async def _forget(self, cache: CacheServer) -> None:
+        _, writer = await asyncio.open_connection("127.0.0.1", cache.port)
+        writer.write(FORGET[cache.name])
+        await writer.drain()
+        writer.close()
+        await writer.wait_closed()
+
     def client(self) -> Balanced:
         """Return a client of all of them."""
         return Balanced(*(member.gateway.web for member in self.members))
@@ -160,6 +191,7 @@ class Fleet:
 
     async def __aenter__(self) -> Self:
         address = make_url(self._url)
+        cache = None if self._cache is None else {"url": self._cache.url}
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self.database)
             for name in ("one", "two", "three"):
@@ -173,7 +205,7 @@ class Fleet:
                     out=self._out,
                     lease=self._lease,
                     scheduler_check_interval=0.5,
-                    **self._extra,
+                    cache=cache,
                 )
                 self.members.append(Member(gateway, network, self.database))
                 stack.callback(gateway.kill)
@@ -181,6 +213,7 @@ class Fleet:
             for member in self.members:
                 member.gateway.start()
             await self._each(ForkedGateway.ready)
+            await self.cache_connected()
             self._open = stack.pop_all()
         return self
 

@@ -87,18 +87,20 @@ def judge(ledger: Ledger) -> list[Violation]:
     ]
 
 
-async def judge_ticks(database: Database, schedule: str, *, every: int = 1) -> list[Violation]:
-    """Return what is wrong with a schedule that ticks each `every` seconds and misses none: one job for each tick."""
+async def ticks_of(database: Database, schedule: str) -> list[datetime]:
+    """Return the tick of each job that a schedule has made, repeats included."""
     metadata = [row["metadata"] for row in await database.rows("SELECT metadata FROM queue_jobs WHERE typeid = 1")]
-    of = [(json.loads(each) if isinstance(each, str) else each)["schedule"] for each in metadata]
-    ticks = Counter(datetime.fromisoformat(each["tick"]) for each in of if each["name"] == schedule)
-    found = [Violation("doubled", str(tick), f"{count} jobs of one tick") for tick, count in ticks.items() if count > 1]
-    tick = min(ticks)
-    while tick < max(ticks):
-        tick += timedelta(seconds=every)
-        if tick not in ticks:
-            found.append(Violation("lost", str(tick), "a tick without a job"))
-    return found
+    made = [(json.loads(each) if isinstance(each, str) else each)["schedule"] for each in metadata]
+    return [datetime.fromisoformat(each["tick"]) for each in made if each["name"] == schedule]
+
+
+def judge_ticks(ticks: Sequence[datetime], *, every: int = 1) -> list[Violation]:
+    """Return what is wrong with a schedule that ticks each `every` seconds, and misses none: one job for each tick."""
+    counts = Counter(ticks)
+    found = [Violation("doubled", str(tick), f"{count} jobs") for tick, count in counts.items() if count > 1]
+    length = int((max(ticks) - min(ticks)).total_seconds()) if ticks else 0
+    wanted = [min(ticks) + timedelta(seconds=offset) for offset in range(0, length, every)]
+    return found + [Violation("lost", str(tick), "a tick without a job") for tick in wanted if tick not in counts]
 
 
 def _lost(ledger: Ledger, jobs: Mapping[str, Row]) -> list[Violation]:

@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any, TypeAlias
 
 import pytest
 
-from tests.system.ledger import Ledger, judge
+from tests.system.ledger import Ledger, judge, judge_ticks
 
 
 def job(id_: str, handler: str = "example.effect", status: int = 3, **more: Any) -> dict[str, Any]:
@@ -79,3 +80,10 @@ def test_a_broken_ledger_is_found(name: str) -> None:
     parts = sound()
     damage(parts)
     assert kind in kinds(parts)
+
+
+def test_a_tick_that_is_there_twice_or_not_at_all_is_found() -> None:
+    ticks = [datetime(2026, 3, 29, 0, 59, 50, tzinfo=UTC) + timedelta(seconds=2 * n) for n in range(20)]
+    assert judge_ticks(ticks, every=2) == []
+    assert [each.kind for each in judge_ticks([*ticks, ticks[7]], every=2)] == ["doubled"]
+    assert [each.kind for each in judge_ticks([*ticks[:3], *ticks[5:]], every=2)] == ["lost", "lost"]
