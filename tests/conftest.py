@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -118,18 +119,25 @@ def postgresql_url() -> Iterator[str]:
         yield url
 
 
-@pytest.fixture
-def pgbouncer_url(postgresql_url: str) -> Iterator[str]:
-    """A fresh PostgreSQL database, reached through a PgBouncer of the test's own."""
+@contextmanager
+def pooled(url: str, **options: int) -> Iterator[str]:
+    """Start a PgBouncer before a PostgreSQL database, and yield the database's address there."""
     try:
-        pooler = PgBouncer(postgresql_url)
+        pooler = PgBouncer(url, **options)
     except ServiceMissing as reason:
         missing(str(reason))
         raise
     try:
-        yield f"{pooler.start().url}/{urlsplit(postgresql_url).path.strip('/')}"
+        yield f"{pooler.start().url}/{urlsplit(url).path.strip('/')}"
     finally:
         pooler.remove()
+
+
+@pytest.fixture
+def pgbouncer_url(postgresql_url: str) -> Iterator[str]:
+    """A fresh PostgreSQL database, reached through a PgBouncer of the test's own."""
+    with pooled(postgresql_url) as url:
+        yield url
 
 
 @pytest.fixture

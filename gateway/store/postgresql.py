@@ -61,10 +61,11 @@ DIALECT = Dialect(
 
 
 class PostgresqlWire(Wire):
-    """asyncpg's connections. `beginning` is what begins a transaction."""
+    """asyncpg's connections. `beginning` is what begins a transaction; `queues` is as in `Wire`."""
 
-    def __init__(self, beginning: str = "BEGIN") -> None:
+    def __init__(self, beginning: str = "BEGIN", *, queues: bool = False) -> None:
         self._beginning = beginning
+        self.queues = queues
 
     def fault(self, error: BaseException) -> Fault:
         """Say what an error means."""
@@ -148,7 +149,7 @@ class PostgresqlDriver(ServerDriver):
         watch_text(own.sync_engine)
         own_wire, reading = PostgresqlWire(link.beginning(ours | PLANNER)), PostgresqlWire(link.beginning(ours))
         super().__init__(
-            WIRE,
+            PostgresqlWire(queues=link.pooled),
             own=Pool(own, own_wire, size=min(OWN, pool_size), seconds=seconds),
             readers=Pool(readers, reading, size=READERS, seconds=seconds),
             engine=engine,

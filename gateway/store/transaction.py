@@ -19,7 +19,7 @@ from gateway.store.wire import SILENCE, Fault, Make, Wire, drive, original, tran
 from gateway.telemetry import emit
 
 PROBE = 2.0
-"""Seconds that BEGIN may take on a server: it waits for nothing there, so that longer means a dead connection."""
+"""Seconds that BEGIN may take where it waits for nothing: longer means a dead connection."""
 
 PAUSE = 0.2
 """Seconds between two attempts to ask whether a lost COMMIT took effect."""
@@ -256,8 +256,9 @@ class JobTransaction:
         self._raw = (await connection.get_raw_connection()).driver_connection
         if not self._wire.usable(self._raw):
             return False
+        at_once = self._turn is None and not self._wire.queues
         try:
-            async with asyncio.timeout(min(PROBE, self._seconds) if self._turn is None else self._seconds):
+            async with asyncio.timeout(min(PROBE, self._seconds) if at_once else self._seconds):
                 await self._wire.begin(self._raw)
         except Exception as error:
             if self._turn is None and self._wire.fault(error) is Fault.UNAVAILABLE:

@@ -88,6 +88,9 @@ async def drive(script: Script[T], execute: Callable[[Sql | Deferred], Awaitable
 class Wire(ABC):
     """One kind of raw driver connection: how to speak to it. Stateless; raises the driver's own errors."""
 
+    queues: bool = False
+    """Whether a transaction may have to wait for its turn before it begins, as behind a pooler."""
+
     @abstractmethod
     def fault(self, error: BaseException) -> Fault:
         """Say what an error means. Takes SQLAlchemy's wrapping of it, too."""

@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
 
 from gateway.errors import StoreUnavailable
 from gateway.store import Store
@@ -11,8 +11,10 @@ from gateway.store.migrate import migrate
 from gateway.store.opening import open_driver
 from gateway.store.postgresql import PostgresqlDriver
 from gateway.store.script import Script, Sql
+from gateway.testing.harness import stays
 from gateway.testing.store import StoreConformance
 from gateway.testing.store.harness import until
+from tests.conftest import pooled
 from tests.stores.databases import rows
 
 
@@ -31,10 +33,10 @@ class TestPgBouncer(StoreConformance):
 
 @pytest.mark.database
 async def test_a_pooler_is_noticed_and_its_absence_too(pgbouncer_url: str, postgresql_url: str) -> None:
-    for url, pooled in ((pgbouncer_url, True), (postgresql_url, False)):
+    for url, behind in ((pgbouncer_url, True), (postgresql_url, False)):
         driver = await open_driver(url)
         assert isinstance(driver, PostgresqlDriver)
-        assert await driver.is_pooled() is pooled
+        assert await driver.is_pooled() is behind
         await driver.close()
 
 
@@ -90,6 +92,34 @@ async def test_a_statement_has_its_deadline_and_leaves_no_transaction(pgbouncer_
         await until(quiet)
     finally:
         await watcher.close()
+
+
+@pytest.mark.database
+async def test_a_transaction_waits_for_a_session_that_others_use(
+    postgresql_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It keeps its place in the pooler's queue, instead of taking its connection for dead."""
+    monkeypatch.setattr("gateway.store.transaction.PROBE", 0.05)
+    with pooled(postgresql_url, size=1) as url:
+        driver = await open_driver(url)
+        connections: list[object] = []
+        event.listen(driver.engine.sync_engine, "connect", lambda raw, _: connections.append(raw))
+        first, second = driver.transaction(), driver.transaction()
+        try:
+            await (await first.connection()).execute(text("SELECT 1"))
+            waiting = asyncio.create_task(second.connection())
+            assert await stays(lambda: still(waiting), 0.5)
+            await first.rollback()
+            await (await waiting).execute(text("SELECT 1"))
+            assert len(connections) == 2
+        finally:
+            await first.rollback()
+            await second.rollback()
+            await driver.close()
+
+
+async def still(task: asyncio.Task[object]) -> bool:
+    return not task.done()
 
 
 @pytest.mark.database
