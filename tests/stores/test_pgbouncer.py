@@ -1,12 +1,14 @@
 """PostgreSQL behind PgBouncer in transaction mode."""
 
 import asyncio
+from datetime import UTC, datetime
 
 import pytest
 from sqlalchemy import event, text
 
 from gateway.errors import StoreUnavailable
-from gateway.store import Store
+from gateway.store import Asking, Store
+from gateway.store.condition import Conditions
 from gateway.store.migrate import migrate
 from gateway.store.opening import open_driver
 from gateway.store.postgresql import PostgresqlDriver
@@ -92,6 +94,26 @@ async def test_a_statement_has_its_deadline_and_leaves_no_transaction(pgbouncer_
         await until(quiet)
     finally:
         await watcher.close()
+
+
+@pytest.mark.database
+async def test_a_condition_of_a_schedule_may_only_look_and_leaves_a_session_that_may_write(pgbouncer_url: str) -> None:
+    conditions = Conditions(pgbouncer_url, seconds=5.0)
+    text = "current_setting('transaction_read_only') = 'on'"
+    asking = Asking(id="s", name="s", condition=text, tick=datetime(2030, 1, 1, tzinfo=UTC))
+    driver = await open_driver(pgbouncer_url)
+
+    def write() -> Script[None]:
+        yield Sql("CREATE TABLE written (id INTEGER)")
+
+    try:
+        for _ in range(3):
+            verdict = await conditions.ask(asking)
+            assert (verdict.holds, verdict.error) == (True, None)
+        await driver.run(write)
+    finally:
+        await conditions.close()
+        await driver.close()
 
 
 @pytest.mark.database
