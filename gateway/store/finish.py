@@ -81,11 +81,11 @@ def finish_jobs(dialect: Dialect, finishes: Sequence[Finish]) -> Script[None]:
         yield deferred
     outgoing: list[NewJob] = list(chain.from_iterable(finish.outgoing for finish in done))
     yield from insert_jobs(dialect, outgoing)
-    yield from locks.give(dialect, done)
     rows = [_row(finish) for finish in finishes]
     written = yield from _WRITE[dialect.name](dialect, rows, finishes)
     if written != len(rows):
         raise LeaseLost(f"{len(rows) - written} of {len(rows)} jobs are not held by their claim any more")
+    yield from locks.give(dialect, done)  # last: by now the server knows that it must not wait for long
     reach("finish.written")
 
 
