@@ -10,11 +10,12 @@ from datetime import datetime
 from typing import Any
 
 from gateway.crashpoint import reach
+from gateway.errors import PayloadError
 from gateway.job import NewJob, Schedule, new_id
 from gateway.store.definition import DEFINITION, EPOCH, ended
 from gateway.store.dialect import Dialect
 from gateway.store.insert import insert_jobs
-from gateway.store.rows import SCHEDULE_COLUMNS, schedule_from_row
+from gateway.store.rows import SCHEDULE_COLUMNS, encode_document, schedule_from_row
 from gateway.store.schedules import job_of
 from gateway.store.script import Script, Sql
 from gateway.store.statement import compose
@@ -55,7 +56,7 @@ def plan_changed(dialect: Dialect, patience: float) -> Script[Moved]:
     """Find the next tick of schedules that are new or were changed; they make no job yet."""
     text = f"{_BY_WAKE} WHERE wakeat = {EPOCH[dialect.name]} LIMIT $1 {{skip_locked}}"
     rows = (yield compose(dialect, text).rows(BATCH)).rows
-    turns = [_readable(row, schedule) or plan(schedule, now, patience) for row, schedule, now in _read(dialect, rows)]
+    turns = [_refused(row, schedule) or plan(schedule, now, patience) for row, schedule, now in _read(dialect, rows)]
     yield from _move(dialect, turns)
     if turns:
         reach("plan.written")
@@ -98,20 +99,24 @@ def _read(dialect: Dialect, rows: Sequence[Any]) -> list[tuple[Any, Schedule, da
     return found
 
 
-def _readable(row: Any, schedule: Schedule) -> Turn | None:
-    """Refuse a row with a time that is none, as SQLite takes it: without that time it would be another schedule."""
+def _refused(row: Any, schedule: Schedule) -> Turn | None:
+    """Refuse a row that SQLite took by hand, but that no job can be made of, or that would be another schedule."""
     for name, value, moment in (("startat", row[7], schedule.start_at), ("endat", row[8], schedule.end_at)):
         if value is not None and moment is None:
             return Turn(schedule, None, error=f"{name}: {value!r} is not a time", invalid=True)
+    try:
+        encode_document(schedule.metadata)
+    except PayloadError as error:
+        return Turn(schedule, None, error=str(error), invalid=True)
     return None
 
 
 def _fire(dialect: Dialect, rows: Sequence[Any], verdicts: Mapping[str, Verdict]) -> Script[Moved]:
     turns: list[Turn] = []
-    for _, schedule, now in _read(dialect, rows):
+    for row, schedule, now in _read(dialect, rows):
         verdict = asked(schedule, verdicts)
         if sum(len(turn.ticks) for turn in turns) < TICKS and (verdict is not None or not verdicts):
-            turns.append(decide(schedule, now, verdict))
+            turns.append(_refused(row, schedule) or decide(schedule, now, verdict))
     jobs = yield from _new_jobs(dialect, turns)
     made = {turn.schedule.id: 0 for turn in turns}
     for schedule_id, _ in jobs:

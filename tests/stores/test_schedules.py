@@ -91,6 +91,35 @@ async def test_the_samples_are_inserted_again_without_harm(store, database_url):
     assert await store.next_tick() > 0
 
 
+async def test_what_only_sqlite_takes_hurts_no_other_schedule(sqlite_url):
+    await migrate(sqlite_url)
+    await rows(sqlite_url, "DELETE FROM jobs")
+    store = await Store.open(sqlite_url, instance="test", present=False)
+    try:
+        Clock.put(store, SOON)
+        for name, column, value in (("nan", "metadata", '{"a"\\: NaN}'), ("end", "endat", "2030-99-99 00\\:00\\:00")):
+            columns, values = f"id, name, handler, intervalseconds, {column}", f"'{name}', '{name}', 'h', 1, '{value}'"
+            await rows(sqlite_url, f"INSERT INTO jobs ({columns}) VALUES ({values})")
+        await store.put_schedule(Schedule(name="turned", handler="h", cron="* * * * * *"))
+        await store.put_schedule(Schedule(name="good", handler="good", cron="* * * * * *"))
+        await turn(store)
+        await rows(sqlite_url, """UPDATE jobs SET metadata = '{"a"\\: Infinity}' WHERE name = 'turned'""")
+        Clock.put(store, SOON + timedelta(seconds=1))
+        await turn(store)
+        errors = {row.name: row.last_error for row in await store.schedules()}
+        assert len(await store.list(JobFilter(handler="good"))) == 1
+        assert await store.list(JobFilter(handler="h")) == []
+    finally:
+        await store.close()
+    assert errors["good"] is None
+    assert errors["end"] == "endat: '2030-99-99 00:00:00' is not a time"
+    assert (
+        errors["nan"]
+        == errors["turned"]
+        == "the metadata is not JSON: Out of range float values are not JSON compliant"
+    )
+
+
 # --- transactions that take their time
 
 
