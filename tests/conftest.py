@@ -30,7 +30,7 @@ SERVERS = NAMES if "SOAK_SECONDS" in os.environ else ("postgresql", "mariadb")
 
 BROKERS = frozenset({
     "kafka", "secured", "kafka_server", "mosquitto", "hivemq", "classic", "artemis", "activemq", "hub", "own_hub",
-    "signalr", "broker_server", "second_server",
+    "signalr", "broker_server", "broker_servers", "second_server",
 })  # fmt: skip
 """Fixtures that start one; who uses any is marked `broker`."""
 

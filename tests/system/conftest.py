@@ -1,4 +1,5 @@
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
@@ -32,6 +33,13 @@ def started(name: str) -> Iterator[Server]:
 def broker_server(request: pytest.FixtureRequest) -> Iterator[Server]:
     """Each broker in turn: one of the module's own, to be killed and started."""
     yield from started(request.param)
+
+
+@pytest.fixture(scope="module")
+def broker_servers() -> Iterator[Mapping[str, Server]]:
+    """All of them at once."""
+    with ExitStack() as stack:
+        yield {name: stack.enter_context(contextmanager(started)(name)) for name in KINDS}
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,8 @@
 import asyncio
 import json
 import secrets
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -168,27 +169,43 @@ class Producer:
 
     async def all_there(self, database: Database, within: float = 60) -> None:
         """Wait until each confirmed message is a job that has ended."""
-        arrived = "SELECT count(*) FROM queue_jobs WHERE direction = 'inbound'"
-
-        async def all_arrived() -> bool:
-            return int(await database.value(arrived)) >= len(self.confirmed)
-
-        try:
-            await until(all_arrived, within=within, what="as many jobs as messages", every=0.1)
-        except AssertionError as error:
-            raise AssertionError(f"{error}: {await database.value(arrived)} of {len(self.confirmed)}") from None
-        await database.rest()
+        await all_there(database, [self], within)
 
     async def ledger(self, database: Database) -> Ledger:
         """Read what became of the messages, and all that the broker has got."""
-        rows = await database.rows("SELECT id, payload, handler FROM queue_jobs")
-        jobs = {json.loads(row["payload"]).get("key"): str(row["id"]) for row in rows}
-        sent = {str(row["id"]) for row in rows if row["handler"] == "gateway.publish"}
-        if sent:
-            await self.broker.until_received(sent)
-        return await read(
-            database,
-            {key: jobs.get(key, "nowhere") for key in self.confirmed},
-            received=[each.id for each in self.broker.received],
-            children={"example.publish": 2},
-        )
+        return await ledger_of(database, {"out": self})
+
+
+async def all_there(database: Database, producers: Collection[Producer], within: float = 60) -> None:
+    """Wait until each confirmed message of these alone is a job that has ended."""
+    arrived = "SELECT count(*) FROM queue_jobs WHERE direction = 'inbound'"
+    confirmed = sum(len(producer.confirmed) for producer in producers)
+
+    async def all_arrived() -> bool:
+        return int(await database.value(arrived)) >= confirmed
+
+    try:
+        await until(all_arrived, within=within, what="as many jobs as messages", every=0.1)
+    except AssertionError as error:
+        raise AssertionError(f"{error}: {await database.value(arrived)} of {confirmed}") from None
+    await database.rest()
+
+
+async def ledger_of(database: Database, producers: Mapping[str, Producer]) -> Ledger:
+    """Read what became of the messages of these alone, by the connector that sends to each one's broker."""
+    rows = await database.rows("SELECT id, payload, handler, metadata FROM queue_jobs")
+    jobs = {json.loads(row["payload"]).get("key"): str(row["id"]) for row in rows}
+    sent: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        if row["handler"] == "gateway.publish":
+            metadata = row["metadata"]  # PostgreSQL's driver reads JSON by itself
+            metadata = metadata if isinstance(metadata, dict) else json.loads(metadata)
+            sent[metadata["connector"]].add(str(row["id"]))
+    for connector, ids in sent.items():
+        await producers[connector].broker.until_received(ids)
+    return await read(
+        database,
+        {key: jobs.get(key, "nowhere") for producer in producers.values() for key in producer.confirmed},
+        received=[each.id for producer in producers.values() for each in producer.broker.received],
+        children={"example.publish": 2},
+    )

@@ -1,10 +1,13 @@
-"""Messages from real brokers, while the gateway, the broker or the database goes away: each has exactly one effect."""
+"""Messages from real brokers, while the gateway, a broker or the database goes away: each has exactly one effect.
+
+One gateway serves all brokers, so that each fault hits all of them, and one that is away meets others that are not.
+"""
 
 import asyncio
 import os
 import random
-from collections.abc import Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +19,12 @@ from tests.system.brokers import KINDS, Broker
 from tests.system.database import Database
 from tests.system.ledger import judge
 from tests.system.process import Gateway, run_for
-from tests.system.strangers import Producer
+from tests.system.strangers import Producer, all_there, ledger_of
 from tests.system.waiting import until
 
 SOAK = float(os.environ.get("SOAK_SECONDS", "0"))
-MESSAGES = 5000 if SOAK else 1500
+MESSAGES = 5000 if SOAK else 700
+"""To each broker, at least."""
 KILLS = max(8, int(SOAK / 100))
 AWAY = 30 if SOAK else 10
 
@@ -28,63 +32,92 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300 + SOAK)]
 
 
 class System:
-    """A gateway between a broker and a database, and somebody who produces all the time."""
+    """A gateway between brokers and a database, and somebody at each broker who produces all the time."""
 
-    def __init__(self, broker: Broker, database: Database, folder: Path) -> None:
-        send = {"topic": broker.topic("sent")}
-        kinds = ("effect", {}), ("publish", send), ("deferred", {}), ("publish", {**send, "failures": 1})
-        self.broker, self.database = broker, database
-        self.producer = Producer(broker, *kinds)
+    def __init__(self, brokers: Mapping[str, Broker], database: Database, folder: Path) -> None:
+        self.brokers, self.database = brokers, database
+        self.producers = {name: Producer(broker, *kinds(name, broker)) for name, broker in brokers.items()}
         self.over = asyncio.Event()
-        entries = [broker.entry(name, handler=f"example.{name}") for name in ("effect", "publish", "deferred")]
-        self.gateway = Gateway(folder, database.url, out=broker.connector(*entries))
+        connectors = {
+            name: broker.connector(
+                *(broker.entry(each, handler=f"example.{each}") for each in ("effect", "publish", "deferred"))
+            )
+            for name, broker in brokers.items()
+        }
+        self.gateway = Gateway(folder, database.url, others=connectors)
 
     @classmethod
     @asynccontextmanager
-    async def at(cls, server: Server, url: str, folder: Path) -> Any:
-        async with KINDS[server.name](server) as broker, Database(url) as database:
-            self = cls(broker, database, folder)
-            await broker.prepare("effect", "publish", "deferred")
-            await self.gateway.prepare(database)
-            try:
-                self.gateway.start()
-                await self.gateway.connected()
-                flow = asyncio.create_task(self.producer.flow(self.over, least=MESSAGES, pause=0.01))
+    async def at(cls, servers: Mapping[str, Server], url: str, folder: Path) -> Any:
+        async with AsyncExitStack() as stack:
+            brokers = {name: await stack.enter_async_context(KINDS[name](each)) for name, each in servers.items()}
+            self = cls(brokers, await stack.enter_async_context(Database(url)), folder)
+            for broker in brokers.values():
+                await broker.prepare("effect", "publish", "deferred")
+            await self.gateway.prepare(self.database)
+            async with self._running():
                 yield self
-                self.over.set()
-                await asyncio.wait_for(flow, 90)
-                await self.producer.all_there(database)
-                assert await self.gateway.stop() == 0, self.gateway.tail()
-            finally:
-                self.gateway.kill()
-            ledger = await self.producer.ledger(database)
-        print(
-            f"{len(self.producer.confirmed)} messages, {self.producer.unconfirmed} not confirmed,"
-            f" {len(ledger.received)} received"
-        )
+            ledger = await ledger_of(self.database, self.producers)
+        for name, producer in self.producers.items():
+            sent = f"{len(producer.confirmed)} messages, {producer.unconfirmed} not confirmed"
+            print(f"{name}: {sent}, {len(producer.broker.received)} received")
         assert judge(ledger) == []
 
-    async def more_done(self) -> float:
-        """Return the seconds until one more message has its effect."""
-        done = "SELECT count(*) FROM effects"
-        before = int(await self.database.value(done))
+    @asynccontextmanager
+    async def _running(self) -> Any:
+        producers = self.producers.values()
+        try:
+            self.gateway.start()
+            await self.connected()
+            async with asyncio.TaskGroup() as group:
+                for producer in producers:
+                    group.create_task(producer.flow(self.over, least=MESSAGES, pause=0.03))
+                yield
+                self.over.set()
+            await all_there(self.database, producers)
+            assert await self.gateway.stop() == 0, self.gateway.tail()
+        finally:
+            self.gateway.kill()
+
+    async def connected(self) -> float:
+        """Return the seconds until all brokers are connected."""
+        return max([await self.gateway.connected(name) for name in self.brokers])
+
+    async def more_done(self, *names: str) -> float:
+        """Return the seconds until one more message of each of these brokers, or of all, has had its effect."""
+        kinds = {self.brokers[name].kind for name in names or self.brokers}
+        before = await self._done()
 
         async def is_done() -> bool:
-            return int(await self.database.value(done)) > before
+            done = await self._done()
+            return all(done.get(kind, 0) > before.get(kind, 0) for kind in kinds)
 
         try:
-            return await until(is_done, within=60, what="messages are being worked on")
+            return await until(is_done, within=60, what=f"messages of {kinds} are being worked on")
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.gateway.tail()}") from None
 
+    async def _done(self) -> Mapping[str, int]:
+        rows = await self.database.rows(
+            "SELECT protocol, count(*) AS n FROM queue_jobs WHERE direction = 'inbound' AND statusid = 3"
+            " GROUP BY protocol"
+        )
+        return {row["protocol"]: row["n"] for row in rows}
+
+
+def kinds(name: str, broker: Broker) -> list[tuple[str, dict[str, Any]]]:
+    """Return what is sent to a broker: topics and bodies; what is sent on goes back to that broker."""
+    send = {"connector": name, "topic": broker.topic("sent")}
+    return [("effect", {}), ("publish", send), ("deferred", {}), ("publish", {**send, "failures": 1})]
+
 
 async def test_every_message_has_one_effect_though_the_gateway_is_killed(
-    broker_server: Server, a_url: str, tmp_path: Path
+    broker_servers: Mapping[str, Server], a_url: str, tmp_path: Path
 ) -> None:
     seed = random.randrange(2**32)
     print(f"seed {seed}")
     chance = random.Random(seed)
-    async with System.at(broker_server, a_url, tmp_path) as system:
+    async with System.at(broker_servers, a_url, tmp_path) as system:
         for _ in range(KILLS):
             if chance.random() < 0.8:
                 await system.more_done()
@@ -94,15 +127,15 @@ async def test_every_message_has_one_effect_though_the_gateway_is_killed(
 
 
 @pytest.mark.database
-async def test_every_message_has_one_effect_though_the_broker_is_restarted(
-    broker_server: Server, postgresql_url: str, tmp_path: Path
+async def test_every_message_has_one_effect_though_brokers_are_restarted(
+    broker_servers: Mapping[str, Server], postgresql_url: str, tmp_path: Path
 ) -> None:
-    async with System.at(broker_server, postgresql_url, tmp_path) as system:
-        for _ in range(2):
+    async with System.at(broker_servers, postgresql_url, tmp_path) as system:
+        for name in [*system.brokers] * 2:
             await system.more_done()
-            async with system.broker.away():
-                pass
-            print(f"{await system.gateway.connected():.1f} s until it is connected again")
+            async with system.brokers[name].away():
+                await system.more_done(*(system.brokers.keys() - {name}))
+            print(f"{name}: {await system.connected():.1f} s until it is connected again")
 
 
 @pytest.fixture
@@ -116,10 +149,10 @@ def own_postgresql() -> Iterator[Server]:
 
 @pytest.mark.database
 async def test_every_message_has_one_effect_though_the_database_is_away(
-    broker_server: Server, own_postgresql: Server, tmp_path: Path
+    broker_servers: Mapping[str, Server], own_postgresql: Server, tmp_path: Path
 ) -> None:
     with fresh_database(own_postgresql.url) as url:
-        async with System.at(broker_server, url, tmp_path) as system:
+        async with System.at(broker_servers, url, tmp_path) as system:
             await system.more_done()
             await asyncio.to_thread(own_postgresql.stop)
             await run_for(AWAY)

@@ -28,13 +28,14 @@ def plain(context: PlainContext) -> None:
 async def publish(context: Context) -> None:
     """Write, make a child and send a message; then fail the first `failures` attempts, after all of that.
 
-    `topic` is where to, `group` the message's key, and its body repeats the `number`.
+    `connector` and `topic` are where to, `group` the message's key, and its body repeats the `number`.
     """
     order = context.message.json()
     await context.session.execute(insert(effects).values(row(context)))
     await context.enqueue("example.effect", {"parent": context.job.id})
     body = {"parent": context.job.id, "attempt": context.job.attempt, "number": order.get("number")}
-    await context.publish("out", topic=order.get("topic", "receive"), body=body, key=order.get("group"))
+    out, topic = order.get("connector", "out"), order.get("topic", "receive")
+    await context.publish(out, topic=topic, body=body, key=order.get("group"))
     if context.job.retry_count < order.get("failures", 0):
         raise Retry("failing after publishing, as told", delay=0.01)
 
