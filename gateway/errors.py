@@ -123,7 +123,7 @@ class PayloadError(GatewayError):
 
 
 class LockBusy(GatewayError):  # noqa: N818 - reads as what happened
-    """Another job held the lock for as long as this one would wait. Raised on, it fails the attempt."""
+    """Another job held the lock for too long. Raised on, it costs no attempt: the job is run again in its turn."""
 
 
 class HandlerTimeout(GatewayError):  # noqa: N818 - reads as what happened

@@ -259,8 +259,9 @@ class Context(_Common):
         when the attempt fails, its process dies or its lease is lost. With `ttl` (seconds), another job may take it
         after that time; if one did, this attempt cannot commit any more and fails with `LockLost`. `lock.fence`
         grows with each holder, for good: hand it to systems that can refuse an older one. Take locks before the
-        first use of `session`, else `TransactionRefused`; twice is once. Raises `LockBusy` after `wait` seconds.
-        A name keeps a row in the database for ever, so use a bounded set of them.
+        first use of `session`, else `TransactionRefused`; twice is once. Raises `LockBusy` after `wait` seconds,
+        which gives the job back to the queue without using an attempt. A name keeps a row in the database for ever,
+        so use a bounded set of them.
         """
         yield await self._lock(name, ttl, wait)
 

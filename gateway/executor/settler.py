@@ -6,7 +6,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any
 
-from gateway.errors import LeaseLost
+from gateway.errors import LeaseLost, LockBusy
 from gateway.executor.attempt import Attempt, Stop
 from gateway.executor.committer import AWAY, Committer
 from gateway.job import QueueJob
@@ -17,7 +17,7 @@ from gateway.telemetry import emit
 SETBACKS = 5
 """How many times in a row the database may go away under one job before that counts as the job's own failure."""
 REST = 0.5
-"""Seconds before a job is given back whose transaction the database did not keep."""
+"""Seconds before a job is given back whose transaction the database did not keep, or whose lock was not free."""
 ROLLBACK_DEADLINE = 10.0
 
 
@@ -96,6 +96,9 @@ class Settler:
             self._committer.written(finish)
 
     def _failed(self, attempt: Attempt, error: BaseException) -> None:
+        if isinstance(error, LockBusy):
+            self._undo(attempt, lambda: self._rest(attempt.job))
+            return
         away = attempt.transaction.outage is not None or isinstance(error, AWAY)
         if away and self._setback(attempt.job):
             self._undo(attempt, lambda: self._rest(attempt.job))
