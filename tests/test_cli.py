@@ -259,6 +259,16 @@ def test_check_fails_when_a_connector_cannot_connect(migrated, folder):
     assert migrated("check", "--offline").code == 0
 
 
+def test_check_asks_the_database_of_conditions_too(migrated, folder):
+    for place, code, state in (("jobs.db", 0, "ok"), ("nowhere/jobs.db", 1, "failed")):
+        urls = f'{{url: "sqlite:///jobs.db", read_only_url: "sqlite:///{place}"}}'
+        (folder / "gateway.yaml").write_text(f"database: {urls}")
+        ran = migrated("check", "--json")
+        assert ran.code == code
+        assert [each["state"] for each in ran.json if each["part"] == "database.read_only_url"] == [state]
+    assert migrated("check", "--offline").code == 0
+
+
 def test_check_imports_the_handlers_also_from_the_working_folder(gateway, folder, monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path])
     (folder / "my_own_handlers.py").write_text("def place(context): ...\n")

@@ -72,6 +72,8 @@ async def _findings(config: Config, *, offline: bool) -> list[Finding]:
         findings.append(Finding("gateway.admin", "warning", text))
     if not offline:
         findings += [finding async for finding in _database(config)]
+        if config.database.read_only_url is not None:
+            findings.append(await _conditions(config.database.read_only_url.get_secret_value()))
     if config.cache is not None:
         findings.append(await _cache(config.cache, offline=offline))
     parts = [_connector(name, section, offline=offline) for name, section in config.connectors.items()]
@@ -102,6 +104,19 @@ async def _cache(section: CacheConfig, *, offline: bool) -> Finding:
     if offline:
         return Finding("cache", "ok", f"{section.type}; nothing that is promised needs it")
     return await _connection("cache", coordinator)
+
+
+async def _conditions(url: str) -> Finding:
+    from gateway.store.condition import Conditions
+
+    part, conditions = "database.read_only_url", Conditions(url, seconds=_CHECK_SECONDS)
+    try:
+        await conditions.ping()
+        return Finding(part, "ok", "connected, conditions of schedules are asked there")
+    except GatewayError as error:
+        return Finding(part, "failed", str(error))
+    finally:
+        await conditions.close()
 
 
 async def _connector(name: str, section: ConnectorConfig, *, offline: bool) -> list[Finding]:

@@ -54,6 +54,10 @@ class Conditions:
             await self._driver.close()
             self._driver = None
 
+    async def ping(self) -> None:
+        """Return if the database can be reached; else `StoreError`."""
+        await (await self._opened()).ping()
+
     async def ask(self, asking: Asking) -> Verdict:
         """Say whether a condition holds: the first value of the first row is true, or a number that is not 0.
 

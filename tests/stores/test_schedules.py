@@ -113,11 +113,7 @@ async def test_what_only_sqlite_takes_hurts_no_other_schedule(sqlite_url):
         await store.close()
     assert errors["good"] is None
     assert errors["end"] == "endat: '2030-99-99 00:00:00' is not a time"
-    assert (
-        errors["nan"]
-        == errors["turned"]
-        == "the metadata is not JSON: Out of range float values are not JSON compliant"
-    )
+    assert all(errors[name].startswith("the metadata is not JSON: ") for name in ("nan", "turned"))
 
 
 # --- transactions that take their time
