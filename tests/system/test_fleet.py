@@ -98,6 +98,15 @@ async def befall(fleet: Fleet, chance: random.Random) -> None:
         if time.monotonic() >= until:
             return
         await run_for(2)  # until all have been back for long enough to call another one dead
+        await measure(fleet, chance)
+
+
+async def measure(fleet: Fleet, chance: random.Random) -> None:
+    """Have many rescues: kills one after the other, cuts two by two."""
+    for _ in range(10):
+        await chance.choice(fleet.members).die()
+    for _ in range(2):
+        await asyncio.gather(*(member.fall_silent() for member in chance.sample(fleet.members, 2)))
 
 
 def report(fleet: Fleet, record_property: Any) -> None:
