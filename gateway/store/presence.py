@@ -31,8 +31,10 @@ from gateway.store.values import Report
 from gateway.store.wire import Wire
 from gateway.telemetry import emit
 
-MAX_PAUSE = 1.0
+MAX_PAUSE = 0.6
 """Seconds between two attempts to connect, at most."""
+LOOK = 0.1
+"""Seconds until a lost connection is noticed. Others take one without its session lock for dead soon after."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -263,8 +265,8 @@ class ServerPresence(Presence):
                     self._started(error)
                     return
                 emit("store.unavailable", error=f"{type(error).__name__}: {error}")
-            self._since = None
-            await self._pause(random.uniform(0.1, MAX_PAUSE))  # noqa: S311 - spreads the processes
+            lost, self._since = self._since is not None, None
+            await self._pause(random.uniform(0.0, LOOK) if lost else random.uniform(LOOK, MAX_PAUSE))  # noqa: S311 - spreads
 
     async def _connected(self) -> None:
         """Keep lock and row until stopped, or until the connection is lost."""
@@ -276,7 +278,7 @@ class ServerPresence(Presence):
                 self._started(None)
                 self._started = None
             told: Report | None = None
-            while not await self._pause(self._seconds):
+            while not await self._rest(session):
                 if not entered:
                     entered = await self._enter(session)
                 report = self.report
@@ -298,6 +300,17 @@ class ServerPresence(Presence):
     async def _execute(self, session: Session, sql: Sql) -> Result:
         async with asyncio.timeout(self._seconds):
             return await session.wire.execute(session.raw, sql)
+
+    async def _rest(self, session: Session) -> bool:
+        """Wait for the next heartbeat, for news, or for the loss of the connection; true as soon as it is to stop."""
+        ends = time.monotonic() + self._seconds
+        while session.wire.usable(session.raw) and (left := ends - time.monotonic()) > 0:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(min(LOOK, left)):
+                    await self._news.wait()
+                    break
+        self._news.clear()
+        return self._stopping
 
     async def _pause(self, seconds: float) -> bool:
         """Wait, at most until there is news; true as soon as it is to stop."""

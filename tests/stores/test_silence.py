@@ -10,6 +10,8 @@ from gateway.job import QueueJob
 from gateway.outcome import Completed
 from gateway.store import Finish, Lane, Rescue, Store
 from gateway.store.migrate import migrate
+from gateway.store.upkeep import TRUSTED
+from gateway.testing.harness import stays
 from gateway.testing.store.harness import jobs, until
 from tests.faults import FaultProxy
 from tests.stores.test_driver import address, through
@@ -47,6 +49,31 @@ async def test_a_commit_that_never_arrives_holds_up_no_rescue(
         assert (again.id, again.attempt, again.crash_count) == (job.id, 1, 1)
         await victim.close()
         await heir.close()
+
+
+@pytest.mark.database
+async def test_one_whose_connections_are_reset_keeps_its_jobs(server_database_url: str) -> None:
+    """It takes its session lock again before the others miss it for long."""
+    await migrate(server_database_url)
+    heir = await Store.open(server_database_url, instance="heir")
+
+    async def trusted() -> bool:
+        return heir.alive_for > TRUSTED
+
+    async def left_alone() -> bool:
+        return await heir.rescue() == Rescue(0, 0)
+
+    async with FaultProxy(*address(server_database_url)) as network:
+        victim = await Store.open(through(server_database_url, network), instance="victim")
+        await heir.enqueue(jobs(1))
+        (job,) = await victim.claim(Lane.RUN, 1, None)
+        await until(trusted)
+        for _ in range(2):
+            network.reset()
+            assert await stays(left_alone, 1.5)
+        assert await victim.finish([Finish(job=job, outcome=Completed())]) == [None]
+        await victim.close()
+    await heir.close()
 
 
 async def finish(store: Store, job: QueueJob, *, own: bool) -> Exception | None:
