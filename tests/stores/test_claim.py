@@ -1,8 +1,10 @@
 import pytest
 
-from gateway.job import QueueJob
-from gateway.store import claim
+from gateway.errors import StoreUnavailable
+from gateway.job import NewJob, QueueJob
+from gateway.store import Lane, Store, claim
 from gateway.store.claim import FRONT, RESCAN_SECONDS, RESCAN_SHARE, Cursor
+from gateway.store.migrate import migrate
 
 
 @pytest.fixture
@@ -76,3 +78,23 @@ def test_a_claim_that_failed_at_the_front_is_followed_by_one_there(clock):
     cursor.start()
     clock.now += 1000
     assert cursor.start() == FRONT
+
+
+async def test_what_a_claim_has_is_kept_when_its_second_look_fails(sqlite_url, monkeypatch):
+    monkeypatch.setattr(claim, "RESCAN_SECONDS", 60.0)
+    await migrate(sqlite_url)
+    store = await Store.open(sqlite_url, instance="claimer")
+    real, looks = store._claim, []
+
+    async def fails_at_the_front(wanted, after):
+        looks.append(after)
+        if len(looks) == 3:
+            raise StoreUnavailable("away")
+        return await real(wanted, after)
+
+    monkeypatch.setattr(store, "_claim", fails_at_the_front)
+    await store.enqueue([NewJob(handler="h") for _ in range(3)])
+    claimed = [await store.claim(Lane.RUN, 2, None), await store.claim(Lane.RUN, 2, None)]
+    await store.close()
+    assert [len(each) for each in claimed] == [2, 1]
+    assert looks == [FRONT, (0, claimed[0][1].sequence), FRONT]
