@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from gateway.coordination import Wakeup
 from gateway.coordination.loop import Loop
+from gateway.errors import DataRefused
 from gateway.job import Schedule
 from gateway.store import Asking, Lane, Store, Turn, Verdict
 from gateway.telemetry import emit
@@ -62,14 +63,12 @@ class Scheduler:
         seconds = await self._store.next_tick()
         if seconds is None or seconds > 0:
             return self._interval if seconds is None else min(self._interval, seconds)
+        self._due.set(Lane.PLAN)
         planned = await self._store.plan(self._interval)
         fired = await self._store.fire()
         _tell(planned)
         _tell(fired)
-        if planned or fired:
-            return 0.0
-        self._due.set(Lane.PLAN)
-        return HELD
+        return 0.0 if planned or fired else HELD
 
     async def ask(self) -> float:
         """Ask the conditions of what is due, and fire what may be. Returns the seconds until the next look."""
@@ -91,10 +90,16 @@ class Scheduler:
         return bool(fired)
 
     async def _configure(self) -> None:
-        if self._configured:
-            for name in await self._store.configure_schedules(self._configured):
-                emit("schedule.configured", schedule=name)
-            self._configured.clear()
+        if not self._configured:
+            return
+        try:
+            written = await self._store.configure_schedules(self._configured)
+        except DataRefused as error:  # told once; the schedules that are there go on
+            emit("service.error", service="scheduler.configure", error=error)
+            written = []
+        self._configured.clear()
+        for name in written:
+            emit("schedule.configured", schedule=name)
 
     async def _until_changed(self, seconds: float) -> None:
         breath = min(BREATH, seconds)

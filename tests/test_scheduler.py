@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 
 from gateway.coordination import Wakeup
-from gateway.errors import StoreUnavailable
+from gateway.errors import DataRefused, StoreUnavailable
 from gateway.job import Schedule
 from gateway.scheduler import BREATH, HELD, Scheduler
 from gateway.store import JobFilter, Verdict
@@ -217,6 +217,18 @@ async def test_it_goes_on_after_the_database_was_away(store):
 
         await until(planned)
     assert [verb for verb, _ in faulty.calls].count("configure_schedules") == 1
+
+
+async def test_what_is_configured_and_refused_holds_up_no_other_schedule(store, told):
+    faulty = Faulty(store)
+    faulty.fail("configure_schedules", DataRefused("too long"))
+    await store.put_schedule(Schedule(name="s", handler="h", cron="* * * * * *"))
+    each = scheduler(faulty, configured={"d": Schedule(name="c", handler="h", interval=1)})
+    await each.fire()
+    await each.fire()
+    assert (await store.schedule("s")).next_run_at is not None
+    assert [verb for verb, _ in faulty.calls].count("configure_schedules") == 1
+    assert told("configured") == []
 
 
 async def test_what_is_configured_is_written_once_and_told(store, told):

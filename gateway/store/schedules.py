@@ -84,6 +84,12 @@ def put(dialect: Dialect, schedule: Schedule, *, replace: bool) -> Script[Schedu
         return None
     yield from _write(dialect, schedule, None, new=not rows)
     reach("schedule.written")
+    made = yield from get(dialect, schedule.name)
+    if rows or made is None or made.id == schedule.id:
+        return made
+    if not replace:  # somebody else was a little earlier
+        return None
+    yield from _write(dialect, schedule, None, new=False)
     return (yield from get(dialect, schedule.name))
 
 

@@ -1,5 +1,6 @@
 """Schedules are kept as they were written."""
 
+import asyncio
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -58,6 +59,12 @@ class Scheduling(Suite):
         assert await store.put_schedule(other, replace=False) is None
         second = await store.put_schedule(other)
 
+        raced = [Schedule(name="raced", handler="h", interval=1) for _ in range(5)]
+        made = await asyncio.gather(*(store.put_schedule(each, replace=False) for each in raced))
+        assert [each is not None for each in made].count(True) == 1
+        raced = [Schedule(name="also", handler=f"h{n}", interval=1) for n in range(5)]
+        made = await asyncio.gather(*(store.put_schedule(each) for each in raced))
+        assert [each.handler if each else None for each in made] == [f"h{n}" for n in range(5)]
         assert first is not None
         assert second is not None
         assert (second.id, second.handler, second.interval, second.cron) == (first.id, "other", 5, None)
