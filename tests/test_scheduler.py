@@ -192,6 +192,30 @@ async def test_a_slow_condition_holds_up_no_other_schedule(store):
         await until(all_of_them)
 
 
+async def test_conditions_are_asked_also_while_others_fire(store):
+    await store.put_schedule(Schedule(name="asked", handler="asked", cron="* * * * * *", condition="SELECT 1"))
+    await store.put_schedule(Schedule(name="plain", handler="plain", cron="* * * * * *"))
+    each = scheduler(store, interval=3600)
+    await each.ask()
+    await store.plan(3600)
+    asking = asyncio.ensure_future(each.loops[1].run())
+    try:
+
+        async def sleeps():
+            return bool(each._due._lanes)
+
+        await until(sleeps)
+        Clock.put(store, NOON + SECOND)
+        assert await each.fire() == 0
+
+        async def both():
+            return {job.handler for job in await store.list(JobFilter())} == {"plain", "asked"}
+
+        await until(both)
+    finally:
+        asking.cancel()
+
+
 # --- what goes wrong
 
 
