@@ -263,7 +263,7 @@ async def test_a_selector_leaves_the_rest_to_others(broker, stranger, queue):
 
 
 async def test_a_selector_that_is_none_is_told(broker, queue):
-    with pytest.raises(Disconnected, match=rf"/queue/{queue}: .*\(\(no"):
+    with pytest.raises(Disconnected, match=r"\(\(no"):
         await connector(broker, {"queue": queue, "selector": "((no"}).run(Recorder())
 
 

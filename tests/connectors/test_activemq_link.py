@@ -92,11 +92,11 @@ async def test_nothing_more_is_read_while_too_many_bytes_wait(scripted):
     inbox = Recorder()
     inbox.gate.clear()
     entry = {"queue": "q", "prefetch": 1}
-    async with running(connector(scripted, entry, max_pending_bytes=500_000, heartbeat=0.1), inbox):
+    async with running(connector(scripted, entry, max_pending_bytes=500_000, heartbeat=0.5), inbox):
         scripted.write(b"".join(given(n, b"x" * 100_000) for n in range(200)))
         await until(lambda: inbox.offered)
         with pytest.raises(TimeoutError):  # far more than the kernel's own buffers hold
-            await asyncio.wait_for(scripted.writers[0].drain(), 1)
+            await asyncio.wait_for(scripted.writers[0].drain(), 2)
         inbox.gate.set()
         await until(lambda: len(inbox.stored) == 200)
     assert inbox.readies == 1  # nor did the silence of a broker that is not listened to count

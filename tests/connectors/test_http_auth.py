@@ -74,27 +74,27 @@ async def test_a_signed_webhook_is_taken_once():
 
 
 @pytest.mark.parametrize(
-    "headers",
+    "make",
     [
-        {},
-        signed(b"[]"),
-        signed(b"{}", key=b"x" * 32),
-        signed(b"{}", moment=str(int(time.time()) - 400)),
-        signed(b"{}", moment=str(int(time.time()) + 400)),
-        signed(b"{}", moment="now"),
-        signed(b"{}", moment="-1"),
-        signed(b"{}", moment=str(time.time())),
-        signed(b"{}", message_id=""),
-        signed(b"{}", message_id="a.b"),
-        {**signed(b"{}"), "webhook-id": "msg_2"},
-        {**signed(b"{}"), "webhook-signature": signed(b"{}")["webhook-signature"].replace("v1,", "v1a,")},
-        {**signed(b"{}"), "webhook-signature": signed(b"{}")["webhook-signature"][3:]},
-        {**signed(b"{}"), "webhook-signature": "v1,"},
+        dict,
+        lambda: signed(b"[]"),
+        lambda: signed(b"{}", key=b"x" * 32),
+        lambda: signed(b"{}", moment=str(int(time.time()) - 86400)),
+        lambda: signed(b"{}", moment=str(int(time.time()) + 86400)),
+        lambda: signed(b"{}", moment="now"),
+        lambda: signed(b"{}", moment="-1"),
+        lambda: signed(b"{}", moment=str(time.time())),
+        lambda: signed(b"{}", message_id=""),
+        lambda: signed(b"{}", message_id="a.b"),
+        lambda: {**signed(b"{}"), "webhook-id": "msg_2"},
+        lambda: {**signed(b"{}"), "webhook-signature": signed(b"{}")["webhook-signature"].replace("v1,", "v1a,")},
+        lambda: {**signed(b"{}"), "webhook-signature": signed(b"{}")["webhook-signature"][3:]},
+        lambda: {**signed(b"{}"), "webhook-signature": "v1,"},
     ],
 )
-async def test_a_webhook_that_is_not_signed_so_is_401(headers):
+async def test_a_webhook_that_is_not_signed_so_is_401(make):
     async with serving_hmac() as client:
-        answer = await client.post("/messages/a", b"{}", headers=headers)
+        answer = await client.post("/messages/a", b"{}", headers=make())
     assert (answer.status, answer.code) == (401, "unauthorized")
     assert client.inbox.stored == []
 
