@@ -8,8 +8,12 @@ from datetime import UTC, datetime, timedelta
 from typing import ClassVar
 
 import pytest
+from aiokafka import AIOKafkaConsumer
+from aiokafka.client import ConnectionGroup
+from aiokafka.conn import create_conn
 from pydantic import ValidationError
 
+from connectors.kafka.cluster import close
 from connectors.kafka.config import KafkaConfig
 from gateway.errors import DeliveryError, Disconnected
 from gateway.message import Message
@@ -220,6 +224,27 @@ async def test_a_broker_that_is_gone_is_named_and_does_not_flood_the_log(kafka, 
         kafka.launch()
         await asyncio.to_thread(kafka.wait)
     assert 0 < len(lines) < 50
+
+
+async def test_a_connection_that_is_still_being_made_when_its_client_stops_is_closed(kafka, monkeypatch):
+    connecting, go_on, made = asyncio.Event(), asyncio.Event(), []
+
+    async def connect_slowly(*arguments, **options):
+        connecting.set()
+        await go_on.wait()
+        made.append(await create_conn(*arguments, **options))
+        return made[-1]
+
+    consumer = AIOKafkaConsumer(bootstrap_servers=kafka.url)
+    await consumer.start()
+    client = consumer._client
+    monkeypatch.setattr("aiokafka.client.create_conn", connect_slowly)
+    late = asyncio.create_task(client.ready(client.get_random_node(), group=ConnectionGroup.COORDINATION))
+    await connecting.wait()
+    await close(consumer.stop(), client)
+    go_on.set()
+    await late
+    assert not made[0].connected()
 
 
 async def test_the_check_says_who_answers(kafka, stranger):
