@@ -79,7 +79,7 @@ class Conditions:
             return self._driver
 
     def _asked(self, text: str) -> Script[Any]:
-        for statement in _fence(self._database, self._seconds):
+        for statement in _fence(self._database, 0.9 * self._seconds):
             yield Sql(statement)
         rows = (yield Sql(text, (), "rows")).rows
         if self._database != "sqlite":
@@ -132,7 +132,10 @@ def _shown(text: str) -> str:
 
 
 def _fence(database: str, seconds: float) -> list[str]:
-    """Return what makes the transaction that follows unable to write, and short. SQLite's readers are so always."""
+    """Return what makes the transaction that follows unable to write, and short. SQLite's readers are so always.
+
+    The server gives up before we do, as only its error says what took too long.
+    """
     milliseconds = max(1, int(seconds * 1000))
     match database:
         case "postgresql":
