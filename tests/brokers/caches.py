@@ -3,11 +3,12 @@
 import os
 import shutil
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.services import Server, ServiceMissing
+from tests.services import Server, ServiceFailed, ServiceMissing
 
 PASSWORD = "only-for-tests"
 
@@ -44,10 +45,20 @@ class CacheServer(Server):
     def paused(self) -> Iterator[None]:
         """Hold it: its port is open, and it answers nothing."""
         os.kill(self.pid, signal.SIGSTOP)
+        until = time.monotonic() + self.deadline
+        while not self._stands():
+            if time.monotonic() > until:
+                raise ServiceFailed(f"{self.name} could not be held")
+            time.sleep(0.001)
         try:
             yield
         finally:
             os.kill(self.pid, signal.SIGCONT)
+
+    def _stands(self) -> bool:
+        """Whether each of its threads has stopped, which takes the signal a moment."""
+        threads = Path(f"/proc/{self.pid}/task").glob("*/stat")
+        return all(thread.read_text().rpartition(")")[2].split()[0] == "T" for thread in threads)
 
 
 class RedisServer(CacheServer):

@@ -9,6 +9,7 @@ import aiohttp
 import pytest
 
 from gateway import Context, Gateway
+from gateway.cli.check import _findings
 from gateway.config import parse_config
 from gateway.coordination import Coordinator
 from gateway.job import JobStatus
@@ -112,6 +113,17 @@ async def test_without_one_the_database_answers_and_no_metric_shows(tmp_path):
         assert json.loads(await fetch(f"/api/jobs/{job}/status"))["source"] == "database"
         assert "gateway_cache" not in (await fetch("/metrics")).replace("gateway_cache_failures", "")
         assert json.loads(await fetch("/health"))["cache"] == {"type": "none", "state": "none", "reason": None}
+
+
+async def test_check_asks_the_cache(tmp_path, server):
+    for url, state, text in ((server.url, "ok", "connected"), ("redis://:geheim@127.0.0.1:1", "failed", "redis at")):
+        document = {"database": {"url": f"sqlite:///{tmp_path / 'no.db'}"}, "cache": {"url": url}}
+        config = parse_config(json.dumps(document))
+        (found,) = [finding for finding in await _findings(config, offline=False) if finding.part == "cache"]
+        assert (found.state, found.text[: len(text)]) == (state, text)
+        assert "geheim" not in found.text
+        (found,) = [finding for finding in await _findings(config, offline=True) if finding.part == "cache"]
+        assert found.state == "ok"
 
 
 class Metronome(Coordinator):
