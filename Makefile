@@ -5,7 +5,7 @@
 .DEFAULT_GOAL := help
 
 BIN := .venv/bin
-WORKERS ?= 2
+WORKERS ?= 3
 SOAK_SECONDS ?= 3600
 PYTEST := $(BIN)/pytest -q -p no:cacheprovider --tb native
 

@@ -99,8 +99,12 @@ async def test_files_that_are_missing_or_locked_are_a_mistake(broker, own, folde
 @pytest.mark.parametrize("login", [LOGIN | {"password": "guessed"}, {"username": None, "password": None}])
 async def test_without_the_password_nobody_gets_in_and_it_is_told(broker, login):
     made = connector(broker.url, {"queue": "secured"}, **login)
-    with pytest.raises(Disconnected, match=f"127.0.0.1:{broker.port} answers: User name .* invalid"):
-        await made.run(Recorder())
+    told = set()
+    for _ in range(5):  # the broker may close the connection before its answer has come
+        with pytest.raises(Disconnected) as refused:
+            await made.run(Recorder())
+        told.add(str(refused.value).partition("User name")[:2])
+    assert (f"127.0.0.1:{broker.port} answers: ", "User name") in told
     with pytest.raises(Disconnected):
         await made.check()
 
