@@ -54,10 +54,16 @@ class ScheduleConfig(StrictModel):
     )
     priority: Priority = Field(0, description="of the jobs; higher runs first")
     max_retries: int | None = Field(
-        None, ge=0, le=1000, description="attempts after the first; default: the handler's, else jobs.max_retries"
+        None,
+        ge=0,
+        le=1000,
+        description="attempts after the first; default: in YAML the handler's, else jobs.max_retries; elsewhere 3",
     )
     timeout: int | None = Field(
-        None, ge=1, le=86_400, description="seconds a job may take; default: the handler's, else jobs.timeout"
+        None,
+        ge=1,
+        le=86_400,
+        description="seconds a job may take; default: in YAML the handler's, else jobs.timeout; elsewhere 300",
     )
     misfire: Misfire | None = Field(
         None, description="what becomes of ticks missed by more than a minute: skip them, once for all (default), all"

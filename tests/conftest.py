@@ -43,10 +43,16 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what needs a broker, before markers choose."""
+    """Mark what needs a broker, before markers choose.
+
+    Real processes and servers share a busy machine with all others: what fails there has a second try, which the
+    summary shows as a rerun, so that it is seen and looked into. Nothing else has one.
+    """
     for item in items:
         if isinstance(item, pytest.Function) and BROKERS.intersection(item.fixturenames):
             item.add_marker("broker")
+        if "SOAK_SECONDS" not in os.environ and any(map(item.get_closest_marker, ("slow", "broker", "database"))):
+            item.add_marker(pytest.mark.flaky(reruns=1))
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
