@@ -10,6 +10,7 @@ import importlib
 import json
 import os
 import pwd
+import secrets
 import shutil
 import signal
 import socket
@@ -47,10 +48,18 @@ class ServiceFailed(Exception):  # noqa: N818 - reads as what happened
 
 
 def free_port() -> int:
-    """Return a TCP port that nothing listened on a moment ago."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    """Return a free TCP port that the kernel gives to no client.
+
+    Who connects again and again to one that it may give is connected to itself one day, while its server is stopped.
+    """
+    while True:
+        port = 15000 + secrets.randbelow(17000)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
 
 
 class Server(ABC):

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from tests.brokers.java_broker import JavaBroker, broker_port
+from tests.brokers.java_broker import JavaBroker
+from tests.services import free_port
 
 
 class ActiveMQ(JavaBroker):
@@ -20,7 +21,7 @@ class ActiveMQ(JavaBroker):
     def __init__(self, *, keys: Path | None = None, password: str | None = None, limit: int | None = None) -> None:
         super().__init__()
         self.keys, self.password, self.limit = keys, password, limit
-        self.tls, self.mtls = broker_port(), broker_port()
+        self.tls, self.mtls = free_port(), free_port()
 
     @property
     def url(self) -> str:

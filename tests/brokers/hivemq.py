@@ -1,6 +1,7 @@
 """HiveMQ CE from Maven Central (100 MB), by a launcher of our own: the second broker that speaks MQTT 5."""
 
-from tests.brokers.java_broker import JavaBroker, broker_port
+from tests.brokers.java_broker import JavaBroker
+from tests.services import free_port
 
 
 class HiveMQ(JavaBroker):
@@ -12,7 +13,7 @@ class HiveMQ(JavaBroker):
 
     def __init__(self) -> None:
         super().__init__()
-        self.websocket = broker_port()
+        self.websocket = free_port()
 
     @property
     def url(self) -> str:

@@ -1,7 +1,6 @@
 """What brokers that run in Java share: jars from Maven Central and a launcher of our own, kept between runs."""
 
 import hashlib
-import secrets
 import shutil
 import signal
 import socket
@@ -13,21 +12,9 @@ from pathlib import Path
 from typing import ClassVar
 
 from tests.downloads import cache
-from tests.services import Server, ServiceMissing
+from tests.services import Server, ServiceMissing, free_port
 
 SOURCES = Path(__file__).parent / "java"
-
-
-def broker_port() -> int:
-    """Return a free port that the kernel gives to no client, which could take it while the broker is stopped."""
-    while True:
-        port = 15000 + secrets.randbelow(17000)
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
 
 
 class JavaBroker(Server):
@@ -41,7 +28,7 @@ class JavaBroker(Server):
     def __init__(self) -> None:
         self.home = self._home()
         super().__init__()
-        self.port, self.control = broker_port(), broker_port()
+        self.port, self.control = free_port(), free_port()
 
     def create(self) -> None:
         """Nothing to prepare: the broker fills its empty folder."""

@@ -10,9 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
-from tests.brokers.java_broker import broker_port
 from tests.downloads import cache
-from tests.services import Server, ServiceMissing
+from tests.services import Server, ServiceMissing, free_port
 
 VERSION = "4.4.0"
 POM = f"""<project><modelVersion>4.0.0</modelVersion>
@@ -97,7 +96,7 @@ class Kafka(Server):
         super().__init__()
         self.users, self.pem, self.settings = dict(users or {}), pem, dict(settings or {})
         names = ["PLAINTEXT", *["SASL_PLAINTEXT"] * bool(users), *["SSL", "SASL_SSL"] * (pem is not None)]
-        self.ports = {name: broker_port() for name in ("CONTROLLER", *names)}
+        self.ports = {name: free_port() for name in ("CONTROLLER", *names)}
         self.port = self.ports["PLAINTEXT"]
         self._log_start = 0
 

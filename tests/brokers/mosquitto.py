@@ -8,8 +8,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from tests.brokers.java_broker import broker_port
-from tests.services import Server, ServiceFailed, ServiceMissing
+from tests.services import Server, ServiceFailed, ServiceMissing, free_port
 
 PASSWORD = "only for tests"
 
@@ -32,7 +31,7 @@ class Mosquitto(Server):
         self.program = found
         super().__init__()
         self.keys, self.inflight, self.limit = keys, inflight, limit
-        self.port, self.websocket, self.login, self.tls, self.mtls, self.wss = (broker_port() for _ in range(6))
+        self.port, self.websocket, self.login, self.tls, self.mtls, self.wss = (free_port() for _ in range(6))
 
     @property
     def url(self) -> str:

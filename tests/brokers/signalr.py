@@ -15,9 +15,8 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from tests.brokers.java_broker import broker_port
 from tests.downloads import cache
-from tests.services import Server, ServiceMissing
+from tests.services import Server, ServiceMissing, free_port
 
 SOURCE = Path(__file__).parent / "signalr"
 
@@ -44,7 +43,7 @@ class SignalRHub(Server):
     ) -> None:
         self.home = _home()
         super().__init__()
-        self.port = broker_port()
+        self.port = free_port()
         self.keep_alive, self.client_timeout, self.max_message, self.tls = keep_alive, client_timeout, max_message, tls
         self.token_file = self.folder / "token" if token is not None else None
         if token is not None:

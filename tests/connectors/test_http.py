@@ -1,5 +1,4 @@
 import asyncio
-import socket
 from typing import ClassVar
 
 import aiohttp
@@ -11,6 +10,7 @@ from gateway.errors import ConfigError, Disconnected
 from gateway.message import Message
 from gateway.testing.connectors import ConnectorConformance, Harness, Recorder, nothing_left, running, until
 from tests.connectors.http_tools import Receiver, config, entry, serving
+from tests.services import free_port
 
 
 class HttpHarness(Harness):
@@ -21,7 +21,7 @@ class HttpHarness(Harness):
 
     def __init__(self, receiver: Receiver, session: aiohttp.ClientSession) -> None:
         self.receiver, self.session, self.done = receiver, session, 0
-        self.ports = [_free_port(), _free_port()]
+        self.ports = [free_port(), free_port()]
 
     def connector(self, instance=0):
         keys = {"listen": f"127.0.0.1:{self.ports[instance]}", "url": self.receiver.url, "inbound": [entry()]}
@@ -160,9 +160,3 @@ def test_no_secret_is_shown():
 async def _status(session, url):
     async with session.post(url, data=b"x") as answer:
         return answer.status
-
-
-def _free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
