@@ -11,7 +11,7 @@ from math import ceil
 from typing import Annotated, Any, Final, TypeAlias
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import ConfigDict, Field, StringConstraints, field_validator
+from pydantic import AfterValidator, ConfigDict, Field, StringConstraints
 
 from gateway.connector import Priority, StrictModel
 from gateway.job import PUBLISH, Schedule
@@ -22,8 +22,17 @@ MAX_NUMBER: Final = 2**31 - 1
 NAME: Final = r"^[^\x00-\x20]([^\x00-\x1f]{0,253}[^\x00-\x20])?$"
 
 
+def no_message(handler: str) -> str:
+    """Return the name of a handler whose jobs may be made by hand. Raises ValueError for that of outgoing messages."""
+    if handler == PUBLISH:
+        raise ValueError("messages are published by handlers, or through a connector")
+    return handler
+
+
 ScheduleName: TypeAlias = Annotated[str, StringConstraints(pattern=NAME)]
-HandlerName: TypeAlias = Annotated[str, StringConstraints(pattern=r"^[^\s\x00-\x1f]{1,255}$")]
+HandlerName: TypeAlias = Annotated[
+    str, StringConstraints(pattern=r"^[^\s\x00-\x1f]{1,255}$"), AfterValidator(no_message)
+]
 
 
 class ScheduleConfig(StrictModel):
@@ -76,13 +85,6 @@ class ScheduleConfig(StrictModel):
     )
     overlap: Overlap | None = Field(None, description="a local time that comes twice: first (default), or both")
     metadata: Json = Field(default_factory=dict, description="goes into the metadata of each job")
-
-    @field_validator("handler")
-    @classmethod
-    def _is_no_message(cls, handler: str) -> str:
-        if handler == PUBLISH:
-            raise ValueError("messages are published by handlers, or through a connector")
-        return handler
 
     def row(self, name: str, *, max_retries: int = 3, timeout: float = 300.0, **fields: Any) -> Schedule:
         """Return the row of that name. The two numbers stand where none is said; `fields` are what no key says."""

@@ -2,16 +2,17 @@
 
 import json
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
 
 from aiohttp import web
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
 from gateway.admin.requests import read_json, single_values, validate
 from gateway.admin.rows import history_as_json, job_as_json, moment, status_word
 from gateway.admin.running import Running
-from gateway.job import PUBLISH, Direction, JobStatus, JobType, NewJob, QueueJob
+from gateway.job import Direction, JobStatus, JobType, NewJob, QueueJob
 from gateway.message import Json
+from gateway.schedules import no_message
 from gateway.store import JobFilter
 from gateway.web.routes import Refusal, json_response
 
@@ -48,20 +49,13 @@ class JobBody(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    handler: str = Field(min_length=1, max_length=255)
+    handler: Annotated[str, AfterValidator(no_message)] = Field(min_length=1, max_length=255)
     payload: Any = None
     metadata: dict[str, Any] = Field(default_factory=dict)
     priority: int = Field(0, ge=-1_000_000, le=1_000_000)
     maxretries: int = Field(3, ge=0, le=1000)
     delay: float = Field(0.0, ge=0, le=366 * 86_400, allow_inf_nan=False)
     referenceid: str | None = Field(None, max_length=255)
-
-    @field_validator("handler")
-    @classmethod
-    def _is_no_message(cls, handler: str) -> str:
-        if handler == PUBLISH:
-            raise ValueError("messages are published by handlers, or through a connector")
-        return handler
 
 
 class JobRoutes:
