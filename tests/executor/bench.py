@@ -77,6 +77,21 @@ async def bench(url, **options):
         await store.close()
 
 
+@asynccontextmanager
+async def other(b):
+    """Another gateway on the same database; SQLite has one only, whose store both executors share."""
+    if b.url.startswith("sqlite"):
+        yield b
+        return
+    store = await Store.open(b.url, instance="other")
+    try:
+        made = Bench(store, b.url)
+        made.handlers = b.handlers
+        yield made
+    finally:
+        await store.close()
+
+
 async def until(condition, seconds=10.0):
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110 - what is waited for has no event

@@ -1,35 +1,18 @@
 """Locks of handlers, on every database: the number only grows, and who lost a lock cannot commit."""
 
 import asyncio
-from contextlib import asynccontextmanager
 
 import pytest
 from sqlalchemy import insert, select, text
 
 from gateway.job import JobStatus
-from gateway.store import Store
-from tests.executor.bench import Bench, bench, effect, effects, enqueue, running, statuses, until
+from tests.executor.bench import bench, effect, effects, enqueue, other, running, statuses, until
 
 
 @pytest.fixture
 async def b(database_url):
     async with bench(database_url) as made:
         yield made
-
-
-@asynccontextmanager
-async def other(b):
-    """Another instance on the same database; SQLite has one only, whose store both share."""
-    if b.url.startswith("sqlite"):
-        yield b
-        return
-    store = await Store.open(b.url, instance="other")
-    try:
-        made = Bench(store, b.url)
-        made.handlers = b.handlers
-        yield made
-    finally:
-        await store.close()
 
 
 async def ended(b, function):

@@ -16,29 +16,13 @@ from gateway.janitor import Janitor
 from gateway.job import JobStatus
 from gateway.message import Message
 from gateway.outcome import RetryPolicy
-from gateway.store import Store
-from tests.executor.bench import Bench, bench, running, until
+from tests.executor.bench import bench, other, running, until
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.database)])
 async def b(request):
     async with bench(request.getfixturevalue(f"{request.param}_url")) as made:
         yield made
-
-
-@asynccontextmanager
-async def other(b):
-    """Another gateway on the same database; SQLite has one only, whose store both executors share."""
-    if b.url.startswith("sqlite"):
-        yield b
-        return
-    store = await Store.open(b.url, instance="other")
-    try:
-        made = Bench(store, b.url)
-        made.handlers = b.handlers
-        yield made
-    finally:
-        await store.close()
 
 
 @asynccontextmanager
