@@ -11,7 +11,7 @@ PYTEST := $(BIN)/pytest -q -p no:cacheprovider --tb native
 
 help:
 	@echo "make run     install into .venv and start a gateway on SQLite"
-	@echo "make test    static checks and every test (PostgreSQL and MariaDB are installed if missing, as root on Debian)"
+	@echo "make test    static checks and every test (the databases, brokers and caches it needs are installed if missing, as root on Debian)"
 	@echo "make check   static checks only: ruff, mypy, import-linter"
 	@echo "make soak    the ledgers under faults for SOAK_SECONDS=$(SOAK_SECONDS), on more versions of the databases"
 	@echo "make bench   messages and jobs per second on this machine"
