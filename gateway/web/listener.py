@@ -20,6 +20,9 @@ Handle = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 _log = logging.getLogger(__name__)
 
+_TURNS = 3
+"""Turns of the loop until an accepted connection is made: its task, the transport's part, the protocol's."""
+
 _FULL_BODY = b'{"error": {"code": "unavailable", "message": "too many connections now"}}'
 _FULL = (
     b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\n"
@@ -185,9 +188,8 @@ class Listener:
         """Stop, as the class says."""
         assert self._server is not None
         self._closing = True
-        self._server.close()
         try:
-            await asyncio.sleep(0)
+            await self._stop_accepting(self._server)
             self._web.pre_shutdown()
             await _finish(self._requests, self._grace)
             await self._web.shutdown(self._grace)
@@ -197,6 +199,17 @@ class Listener:
             for connection in list(self._connections):
                 connection.drop()
             await self._empty.wait()  # in the loop's next turns: each transport was aborted
+
+    async def _stop_accepting(self, server: asyncio.Server) -> None:
+        """Close the server once all that it has accepted are connections: asyncio loses those that are not yet."""
+        loop = asyncio.get_running_loop()
+        try:
+            for listening in server.sockets:
+                loop.remove_reader(listening.fileno())
+            for _ in range(_TURNS):
+                await asyncio.sleep(0)
+        finally:
+            server.close()
 
     async def serve(self, request: web.BaseRequest) -> web.StreamResponse:
         """Handle one request; every answer goes through here."""
@@ -232,6 +245,8 @@ class Listener:
 
     def admit(self, connection: Connection) -> bool:
         """Take a new connection; one that has waited longest without a request makes room for it if need be."""
+        if self._closing:
+            return False
         if len(self._connections) >= self._most:
             idle = next((each for each in self._connections if each.request is None), None)
             if idle is None:

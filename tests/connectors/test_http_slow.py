@@ -1,9 +1,12 @@
 """Clients that are slow, silent or too many, with deadlines that make the tests quick."""
 
 import asyncio
+import contextlib
 import json
+import socket
 
 import pytest
+from aiohttp import web
 
 from gateway.testing.connectors import Recorder, until
 from gateway.web.listener import Limits, Listener
@@ -165,3 +168,24 @@ async def test_a_stop_is_not_held_up_by_clients_that_hang():
     assert asyncio.get_running_loop().time() - begun < 6
     for raw in hanging:
         await raw.close()
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_who_comes_as_it_closes_is_not_left_waiting(turns):
+    """asyncio loses what it has accepted, but not yet made a connection of, when its server closes."""
+
+    async def handle(_):
+        return web.Response()
+
+    loop = asyncio.get_running_loop()
+    with contextlib.ExitStack() as clients:
+        async with Listener(handle, ("127.0.0.1", 0)) as listener:
+            came = [clients.enter_context(socket.create_connection(("127.0.0.1", listener.port))) for _ in range(4)]
+            for _ in range(turns):
+                await asyncio.sleep(0)
+        async with asyncio.timeout(10):
+            for client in came:
+                client.setblocking(False)
+                with contextlib.suppress(ConnectionResetError):
+                    while await loop.sock_recv(client, 1000):
+                        pass
